@@ -1,0 +1,1 @@
+"""HTTP only, and thin: parse, call one use case, render."""

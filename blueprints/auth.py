@@ -1,0 +1,94 @@
+"""Signing in and out, refreshing, the own password: /api/v1/auth."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from flask import Blueprint, Response
+
+from blueprints.operation import API, answer, operation
+from blueprints.problems import problem
+from blueprints.receipts import wait_until_in_force
+from blueprints.server import actor, client_of_request, own_id, server
+from blueprints.shapes import Me, OwnSession, PasswordChange, Refresh, SignIn, TokensAnswer
+from lastcall.flask import current_claims, require_token
+from models import force_logout, sign_in
+from models.errors import NotFound
+
+bp = Blueprint("auth", __name__, url_prefix=API + "/auth")
+
+
+@bp.post("/login")
+@operation("Sign in", body=SignIn, answers={200: TokensAnswer}, problems=(401, 429))
+def login(body: SignIn) -> Response:
+    tokens = sign_in.sign_in(body.username, body.password, client_of_request(body.client_id), server().settings)
+    return answer(TokensAnswer.model_validate(tokens))
+
+
+@bp.post("/refresh")
+@operation("Trade a refresh token for new tokens", body=Refresh, answers={200: TokensAnswer}, problems=(401,))
+def refresh(body: Refresh) -> Response:
+    try:
+        tokens = sign_in.refresh(body.refresh_token, client_of_request(), server().settings)
+    except sign_in.RefreshReused as reused:
+        wait_until_in_force(reused.receipt.position)
+        raise
+    return answer(TokensAnswer.model_validate(tokens))
+
+
+@bp.post("/logout")
+@require_token
+@operation("Sign out: this session only, at once", answers={204: None})
+def logout() -> Response:
+    if current_claims.sid is None:
+        raise NotFound("Your token belongs to no session of this server.")
+    who = actor(current_claims, None)
+    receipt = force_logout.revoke_session(UUID(current_claims.sid), who, user_id=own_id(current_claims), cause="logout")
+    if not wait_until_in_force(receipt.position):
+        return _not_yet()
+    return Response(status=204, headers={"Cache-Control": "no-store"})
+
+
+@bp.get("/me")
+@require_token
+@operation("Who am I: the protected resource to try a token on", answers={200: Me})
+def me() -> Response:
+    """Answered from the token alone: no query."""
+    claims = current_claims
+    signed_in_at = datetime.fromtimestamp(claims.auth_time, UTC) if claims.auth_time is not None else None
+    session = OwnSession(
+        session_id=claims.sid,
+        client_id=claims.client_id,
+        created_at=signed_in_at,
+        token_expires_at=datetime.fromtimestamp(claims.exp, UTC),
+    )
+    return answer(Me(user_id=claims.sub, username=claims.username, roles=list(claims.roles), session=session))
+
+
+@bp.post("/password")
+@require_token
+@operation(
+    "A new password: every other session ends", body=PasswordChange, answers={200: TokensAnswer}, problems=(429,)
+)
+def password(body: PasswordChange) -> Response:
+    own_id(current_claims)
+    tokens, position = sign_in.change_password(
+        current_claims._get_current_object(),  # type: ignore[attr-defined]
+        body.current,
+        body.new,
+        client_of_request(),
+        server().settings,
+    )
+    if not wait_until_in_force(position):
+        return _not_yet()
+    return answer(TokensAnswer.model_validate(tokens))
+
+
+def _not_yet() -> Response:
+    return problem(
+        503,
+        "not_confirmed",
+        "It is written and will be in force everywhere within a lease, but a worker has not confirmed it in time.",
+        {"Retry-After": "2"},
+    )

@@ -1,0 +1,140 @@
+"""`@operation`: what a view takes and answers. It validates the request, and blueprints/openapi.py documents it.
+
+    @bp.post("/auth/refresh")
+    @operation("New tokens for a refresh token", body=Refresh, answers={200: TokensAnswer})
+    def refresh(body: Refresh) -> Response: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, cast
+from urllib.parse import quote
+
+from flask import Response, request
+from pydantic import BaseModel, ValidationError
+
+from blueprints.problems import problem
+from blueprints.shapes import Answer, Given, Nothing
+from lastcall.strict import read_json
+
+API = "/api/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """The declaration of one view."""
+
+    summary: str
+    body: type[Given] | None
+    body_is_optional: bool
+    query: type[Given]
+    answers: Mapping[int, type[Answer] | None]
+    problems: tuple[int, ...]
+
+
+def operation(
+    summary: str,
+    *,
+    body: type[Given] | None = None,
+    optional_body: bool = False,
+    query: type[Given] = Nothing,
+    answers: Mapping[int, type[Answer] | None],
+    problems: tuple[int, ...] = (),
+) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
+    """Validate the query (as `query=`) and the JSON body (as `body=`) before the view sees them.
+
+    What does not fit is a 400 whose `errors` name the fields and never repeat what was sent: it may be a password.
+    """
+    declared = Operation(summary, body, optional_body, query, answers, problems)
+
+    def decorate(view: Callable[..., Response]) -> Callable[..., Response]:
+        @wraps(view)
+        def validated(*args: Any, **kwargs: Any) -> Response:
+            try:
+                given_query = _read_query(query)
+                if query is not Nothing:
+                    kwargs["query"] = given_query
+                given_body = _read_body(body or Nothing, optional=body is None or optional_body)
+                if body is not None:
+                    kwargs["body"] = given_body
+            except ValidationError as error:
+                return _invalid(error)
+            except UnsupportedType:
+                return problem(
+                    415, "unsupported_media_type", "The body must be JSON: send Content-Type: application/json."
+                )
+            except ValueError as error:
+                return problem(400, "invalid_request", f"The request can't be read: {error}.")
+            return view(*args, **kwargs)
+
+        cast(Any, validated).operation = declared
+        return validated
+
+    return decorate
+
+
+class UnsupportedType(Exception):
+    """The body is not declared as JSON."""
+
+
+def answer(value: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON of a declared shape. Never stored: most answers hold a session or a token."""
+    text = value.model_dump_json(exclude={"tokens"} if getattr(value, "tokens", True) is None else None)
+    return Response(text + "\n", status, {"Cache-Control": "no-store", **(headers or {})}, content_type="application/json")
+
+
+def next_link(cursor: str | None) -> dict[str, str]:
+    """The header `Link: rel="next"` (RFC 8288) of a list with another page."""
+    if cursor is None:
+        return {}
+    arguments = [(name, value) for name, value in request.args.items() if name != "cursor"]
+    query = "&".join(f"{quote(name)}={quote(value, safe='')}" for name, value in [*arguments, ("cursor", cursor)])
+    return {"Link": f'<{request.path}?{query}>; rel="next"'}
+
+
+def _read_query(shape: type[Given]) -> Given:
+    given: dict[str, str] = {}
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise ValueError("a parameter stands twice in the query")
+        if "\x00" in name + values[0] or "\ufffd" in name + values[0]:
+            raise ValueError("the query is not UTF-8 text")
+        given[name] = values[0]
+    return shape.model_validate(given)
+
+
+def _read_body(shape: type[Given], *, optional: bool) -> Given:
+    data = request.get_data(cache=False)
+    if not data:
+        if optional:
+            return shape.model_validate({})
+        raise ValueError("a JSON body is missing")
+    if request.method == "GET":
+        return shape.model_validate({})
+    if request.mimetype != "application/json":
+        raise UnsupportedType
+    try:
+        content = read_json(data)
+    except ValueError:
+        raise ValueError("the body is not valid JSON in UTF-8 (each name once, no NUL)") from None
+    if not isinstance(content, dict):
+        raise ValueError("the body must be a JSON object")
+    return shape.model_validate(content)
+
+
+def _invalid(error: ValidationError) -> Response:
+    errors = [
+        {"field": ".".join(str(part) for part in item["loc"])[:100] or "request", "message": _message(item["type"], item)}
+        for item in error.errors(include_input=False, include_url=False)[:20]
+    ]
+    named = "; ".join(f"{item['field']}: {item['message']}" for item in errors[:3])
+    return problem(400, "invalid_request", f"Nothing was changed. {named}.", errors=errors)
+
+
+def _message(kind: str, item: Any) -> str:
+    if kind == "extra_forbidden":
+        return "there is no such field or parameter here"
+    return str(item["msg"]).removeprefix("Value error, ")

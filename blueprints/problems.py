@@ -1,0 +1,97 @@
+"""Errors as HTTP: the one place where an error becomes problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, json, request
+from werkzeug.exceptions import HTTPException
+
+from lastcall.errors import DatabaseAway, LastcallError, Revoked, TokenRejected
+from lastcall.flask import problem_response
+from models.database import database_errors
+from models.errors import BadCursor, BadRequest, Conflict, NotFound, RefreshRejected, Throttled, WrongCredentials
+from models.revocation import public_reason
+
+log = logging.getLogger("lastcall")
+
+_STATUS: dict[type[LastcallError], int] = {
+    NotFound: 404,
+    Conflict: 409,
+    BadCursor: 400,
+    BadRequest: 400,
+    WrongCredentials: 401,
+    RefreshRejected: 401,
+    Throttled: 429,
+}
+
+
+def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    """A problem of our own making; `type` is about:blank, so `title` is the status phrase (RFC 9457, section 4.2.1)."""
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **more,
+    }
+    return Response(
+        json.dumps(body) + "\n",
+        status,
+        {"Cache-Control": "no-store", **(headers or {})},
+        content_type="application/problem+json",
+    )
+
+
+def known_problem(error: LastcallError) -> Response:
+    if isinstance(error, TokenRejected):
+        reason = _reason(error) if isinstance(error, Revoked) else None
+        return problem_response(error, **({"reason": reason} if reason else {}))
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), None)
+    if status is None:
+        return problem_response(error)
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="lastcall", error="invalid_grant"'
+    if isinstance(error, Throttled):
+        headers["Retry-After"] = str(error.retry_after_s)
+    return problem(status, error.code, error.detail, headers)
+
+
+def http_problem(error: HTTPException) -> Response:
+    """What Flask itself refuses: unknown paths, methods, sizes."""
+    status = error.code or 500
+    if error.response is not None or status < 400:
+        return error.get_response()  # type: ignore[return-value]
+    headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
+    code = HTTPStatus(status).phrase.lower().replace(" ", "_")
+    return problem(status, code, error.description or HTTPStatus(status).description, headers)
+
+
+def unexpected_problem(error: Exception) -> Response:
+    """A bug, or the database in a way that nobody foresaw. The log has the trace; the answer has nothing of it."""
+    try:
+        with database_errors():
+            raise error
+    except DatabaseAway as away:
+        return problem_response(away)
+    except Exception:
+        log.exception("lastcall: %s %s failed", request.method, request.path)
+    return problem(500, "internal_error", "Something went wrong on the server. It was logged; trying again may help.")
+
+
+def init_app(app: Flask) -> None:
+    app.register_error_handler(LastcallError, known_problem)
+    app.register_error_handler(HTTPException, http_problem)
+    app.register_error_handler(Exception, unexpected_problem)
+
+
+def _reason(error: Revoked) -> str | None:
+    """The reason that was given, for the person whom it is about. Without the database the answer goes without."""
+    try:
+        return public_reason(error.scope, error.subject)
+    except LastcallError:
+        return None

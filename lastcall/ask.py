@@ -1,0 +1,108 @@
+"""Asking the database about one token, for a worker that may not believe its own memory at the moment.
+
+At most 4 questions at once a process, 250 ms each: an incident of the database must not become one of the workers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from contextlib import suppress
+from typing import LiteralString
+
+import psycopg
+
+from lastcall.claims import Claims
+from lastcall.cutoffs import Cutoffs, Scope
+from lastcall.errors import CutoffsStale
+from lastcall.rows import COLUMNS, cutoff_from_row
+
+AT_ONCE = 4
+PATIENCE_S = 0.25
+
+_CUTOFFS: LiteralString = f"""
+SELECT {COLUMNS} FROM cutoffs AS c
+WHERE (c.scope, c.subject) IN (('everyone', ''), ('user', %(sub)s), ('session', %(sid)s))
+"""
+# Tokens without generations can outlive a cutoff: the history remembers.
+_HISTORY: LiteralString = """
+SELECT r.scope FROM revocations AS r
+WHERE r.cutoff_at >= to_timestamp(%(iat)s)
+    AND (r.scope, r.subject) IN (('everyone', ''), ('user', %(sub)s), ('session', %(sid)s))
+LIMIT 1
+"""
+
+
+class Asker:
+    """Puts `Cutoffs.refuses` to the primary, by an indexed query that begins after the request came."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._pid = 0
+        self._slots = threading.BoundedSemaphore(AT_ONCE)
+        self._threads: ThreadPoolExecutor | None = None
+        self._local = threading.local()
+
+    def refuses(self, claims: Claims) -> Scope | None:
+        """The level that refuses these claims, or None. Raises CutoffsStale when there is no answer in time."""
+        if self._pid != os.getpid():  # threads do not survive a fork
+            self._pid, self._slots = os.getpid(), threading.BoundedSemaphore(AT_ONCE)
+            self._threads = ThreadPoolExecutor(AT_ONCE, "lastcall-ask")
+        if self._threads is None or not self._slots.acquire(blocking=False):
+            raise CutoffsStale
+        opened: list[psycopg.Connection] = []
+        try:
+            answer: Future[Scope | None] = self._threads.submit(self._ask, claims, opened)
+        except RuntimeError:  # the process is ending
+            self._slots.release()
+            raise CutoffsStale from None
+        answer.add_done_callback(lambda _: self._slots.release())
+        try:
+            return answer.result(PATIENCE_S)
+        except TimeoutError:
+            for connection in opened:
+                hang_up(connection)
+            raise CutoffsStale from None
+        except psycopg.Error:
+            raise CutoffsStale from None
+
+    def _ask(self, claims: Claims, opened: list[psycopg.Connection]) -> Scope | None:
+        connection: psycopg.Connection | None = getattr(self._local, "connection", None)
+        if connection is None or connection.closed or connection.broken:
+            connection = psycopg.connect(
+                self._conninfo, autocommit=True, connect_timeout=2, application_name="lastcall-ask", prepare_threshold=None
+            )
+            self._local.connection = connection
+        opened.append(connection)
+        try:
+            return self._answer(connection, claims)
+        except BaseException:
+            connection.close()
+            raise
+
+    @staticmethod
+    def _answer(connection: psycopg.Connection, claims: Claims) -> Scope | None:
+        parameters = {"sub": claims.sub, "sid": claims.sid, "iat": claims.iat}
+        row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+        if row is None or row[0]:
+            raise psycopg.OperationalError("connected to a replica")
+        found = Cutoffs()
+        for row in connection.execute(_CUTOFFS, parameters):
+            found.advance(cutoff_from_row(row))
+        scope = found.refuses(claims)
+        if scope is None and claims.user_gen is None:
+            row = connection.execute(_HISTORY, parameters).fetchone()
+            scope = row[0] if row else None
+        return scope
+
+
+def hang_up(connection: psycopg.Connection) -> None:
+    """Shut a connection's socket from another thread: whoever waits in it is freed at once, whatever is in between."""
+    with suppress(psycopg.Error, OSError):
+        twin = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        try:
+            twin.shutdown(socket.SHUT_RDWR)
+        finally:
+            twin.close()

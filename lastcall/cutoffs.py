@@ -1,0 +1,138 @@
+"""Cutoffs: what is revoked, in this process's memory, and the lease that says how long it may be believed.
+
+It knows no database, no tokens and no threads: one thread (the listener's) writes, any number read without a lock.
+Every level only ever rises, so duplicates, reordering and replays are harmless (tests/unit/test_cutoffs.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from lastcall.claims import Claims
+from lastcall.clock import boottime_ns
+
+Scope = Literal["everyone", "user", "session"]
+
+# A user's cutoff is one integer, so that a million of them stay small: expiry (s) | cutoff time (us) | generation.
+_GEN_BITS, _TIME_BITS = 53, 52
+_GEN_MASK, _TIME_MASK = (1 << _GEN_BITS) - 1, (1 << _TIME_BITS) - 1
+_BUCKET_S = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoff:
+    """One row of the table `cutoffs`. Times are microseconds since 1970 UTC."""
+
+    scope: Scope
+    subject: str
+    min_gen: int
+    cutoff_at_us: int
+    expires_at_us: int
+
+
+class Cutoffs:
+    """Everyone's, users' and sessions' cutoffs, with the lease of the worker that holds them."""
+
+    def __init__(self) -> None:
+        self.everyone_gen = 0
+        self.everyone_at_us = 0
+        self._users: dict[str, int] = {}
+        self._sessions: dict[str, int] = {}
+        self._due: dict[int, list[str]] = {}
+        self.horizon_us = 0
+        """The newest cutoff time that was forgotten: a token without generations from before it must be asked about."""
+        self.lease_until_ns = 0
+        """Until when, on `boottime_ns()`, this object may be believed. 0: not at all."""
+        self.loaded = False
+        self.fenced = False
+        self.wall_offset_ns = time.time_ns() - boottime_ns()
+        """The database's clock minus `boottime_ns()`: all workers judge `exp` by the one clock that they share."""
+
+    def __len__(self) -> int:
+        return len(self._users) + len(self._sessions) + (self.everyone_at_us > 0)
+
+    def now_s(self) -> float:
+        """The time, by the database's clock as it was read last (seconds since 1970 UTC)."""
+        return (boottime_ns() + self.wall_offset_ns) / 1e9
+
+    def lease_is_valid(self) -> bool:
+        return boottime_ns() < self.lease_until_ns
+
+    @property
+    def state(self) -> str:
+        """`starting`, `live`, `stale` or `fenced`."""
+        if self.fenced:
+            return "fenced"
+        if self.lease_is_valid():
+            return "live"
+        return "stale" if self.loaded else "starting"
+
+    def advance(self, cutoff: Cutoff) -> None:
+        """Take one cutoff in: each of its parts by the maximum of the old and the new."""
+        if cutoff.scope == "everyone":
+            self.everyone_gen = max(self.everyone_gen, cutoff.min_gen)
+            self.everyone_at_us = max(self.everyone_at_us, cutoff.cutoff_at_us)
+            return
+        expires_s = -(-cutoff.expires_at_us // 1_000_000)
+        if cutoff.scope == "session":
+            self._sessions[cutoff.subject] = max(self._sessions.get(cutoff.subject, 0), expires_s)
+        else:
+            old = self._users.get(cutoff.subject, 0)
+            gen = max(old & _GEN_MASK, cutoff.min_gen)
+            at_us = max(old >> _GEN_BITS & _TIME_MASK, cutoff.cutoff_at_us)
+            expires_s = max(old >> _GEN_BITS + _TIME_BITS, expires_s)
+            self._users[cutoff.subject] = (expires_s << _TIME_BITS | at_us) << _GEN_BITS | gen
+        self._due.setdefault(expires_s // _BUCKET_S, []).append(cutoff.subject)
+
+    def refuses(self, claims: Claims) -> Scope | None:
+        """The level that refuses these claims, or None. All levels count: the first that refuses is enough."""
+        user_gen, everyone_gen = claims.user_gen, claims.everyone_gen
+        user = self._users.get(claims.sub)
+        if user_gen is None or everyone_gen is None:
+            # Minted elsewhere: by time, and a whole second that is not after the cutoff is refused. No leeway.
+            issued_us = claims.iat * 1_000_000
+            if issued_us <= self.everyone_at_us:
+                return "everyone"
+            if user is not None and issued_us <= user >> _GEN_BITS & _TIME_MASK:
+                return "user"
+        else:
+            if everyone_gen < self.everyone_gen:
+                return "everyone"
+            if user is not None and user_gen < user & _GEN_MASK:
+                return "user"
+        return "session" if claims.sid in self._sessions else None
+
+    def must_be_asked(self, claims: Claims) -> bool:
+        """Whether these claims might be covered by a cutoff that was forgotten: only tokens without generations,
+        whose lifetimes no session row records, and only until the longest lifetime is over."""
+        return claims.user_gen is None and claims.iat * 1_000_000 <= self.horizon_us
+
+    def forget(self, now_s: float) -> int:
+        """Drop the cutoffs whose last token has expired. Returns how many."""
+        dropped = 0
+        for bucket in [bucket for bucket in self._due if (bucket + 1) * _BUCKET_S <= now_s]:
+            for subject in self._due.pop(bucket):
+                user = self._users.get(subject)
+                if user is not None and user >> _GEN_BITS + _TIME_BITS <= now_s:
+                    self.horizon_us = max(self.horizon_us, user >> _GEN_BITS & _TIME_MASK)
+                    del self._users[subject]
+                    dropped += 1
+                expires_s = self._sessions.get(subject)
+                if expires_s is not None and expires_s <= now_s:
+                    self.horizon_us = max(self.horizon_us, expires_s * 1_000_000)
+                    del self._sessions[subject]
+                    dropped += 1
+        return dropped
+
+    def renew_lease(self, until_ns: int) -> None:
+        """Believe what is here until `until_ns` on `boottime_ns()`. Only after everything read has been applied."""
+        self.loaded = True
+        self.fenced = False
+        self.lease_until_ns = until_ns
+
+    def fence(self) -> None:
+        """Believe nothing from here until everything has been read anew."""
+        self.lease_until_ns = 0
+        self.fenced = True

@@ -1,0 +1,152 @@
+"""The Flask extension: `Lastcall(app)`, `@require_token`, `@require_role("…")`. The only Flask in the core.
+
+    lastcall = Lastcall(app, database_url=…, keys=KeyRing.parse(…), issuer="lastcall", audience="lastcall")
+
+    @app.get("/invoices")
+    @require_token
+    def invoices():
+        return f"Hello {current_claims.sub}"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+from flask import Flask, Response, current_app, g, json, request
+from werkzeug.local import LocalProxy
+
+from lastcall.ask import Asker
+from lastcall.claims import Claims
+from lastcall.cutoffs import Cutoffs
+from lastcall.errors import CutoffsStale, LastcallError, Malformed, Missing, TokenRejected
+from lastcall.guard import Guard
+from lastcall.listener import CutoffListener
+from lastcall.tokens import KeyRing
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RoleMissing(LastcallError):
+    """This needs a role that your account does not have: ask an administrator."""
+
+    code = "forbidden"
+
+
+class Lastcall:
+    """Ties a Flask application to one guard and one listener a process.
+
+    `database_url` is a direct libpq URL of the primary; `stale` is `ask` or `refuse`. Answers of refused requests are
+    problem details (RFC 9457) unless the application has error handlers of its own for LastcallError.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        database_url: str,
+        keys: KeyRing,
+        issuer: str,
+        audience: str,
+        ask_url: str | None = None,
+        lease_s: float = 2.0,
+        longest_lifetime_s: int = 900,
+        stale: str = "ask",
+        service: str = "service",
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self.cutoffs = Cutoffs()
+        self.guard = Guard(
+            keys,
+            self.cutoffs,
+            issuer=issuer,
+            audience=audience,
+            longest_lifetime_s=longest_lifetime_s,
+            asker=Asker(ask_url or database_url) if stale == "ask" else None,
+        )
+        self.listener = CutoffListener(
+            database_url, self.cutoffs, lease_s=lease_s, service=service, on_change=on_change
+        )
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        app.extensions["lastcall"] = self
+        app.before_request(self.listener.ensure_running)
+        app.register_error_handler(LastcallError, problem_response)
+
+    def check_request(self) -> Claims:
+        """The claims of the request's bearer token, checked once a request. Raises what `Guard.check` raises."""
+        claims = g.get("lastcall_claims")
+        if claims is None:
+            claims = g.lastcall_claims = self.guard.check(bearer_token())
+        return cast(Claims, claims)
+
+
+def bearer_token() -> str:
+    """The token of the one Authorization header (RFC 6750, section 2.1). Raises Missing or Malformed."""
+    header = request.environ.get("HTTP_AUTHORIZATION")
+    if not header:
+        raise Missing
+    scheme, space, token = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Missing
+    if not space or not token:
+        raise Malformed
+    return cast(str, token)
+
+
+def lastcall_of_app() -> Lastcall:
+    return cast(Lastcall, current_app.extensions["lastcall"])
+
+
+current_claims = cast(Claims, LocalProxy(lambda: lastcall_of_app().check_request()))
+"""The claims of the current request's token."""
+
+
+def require_token(view: Callable[P, R]) -> Callable[P, R]:
+    """Let only requests with a good access token through."""
+
+    @wraps(view)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        lastcall_of_app().check_request()
+        return view(*args, **kwargs)
+
+    cast(Any, guarded).is_guarded = True
+    return guarded
+
+
+def require_role(role: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let only requests through whose good access token carries `role`."""
+
+    def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        @wraps(view)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not lastcall_of_app().check_request().has_role(role):
+                raise RoleMissing
+            return view(*args, **kwargs)
+
+        cast(Any, guarded).is_guarded = True
+        return guarded
+
+    return decorate
+
+
+def problem_response(error: LastcallError, **more: str) -> Response:
+    """Problem details (RFC 9457) of an error of the core, with the challenge of RFC 6750, section 3."""
+    headers = {"Cache-Control": "no-store"}
+    if isinstance(error, TokenRejected):
+        status, title = 401, "Unauthorized"
+        if isinstance(error, Missing):
+            headers["WWW-Authenticate"] = 'Bearer realm="lastcall", error="invalid_request"'
+        else:
+            headers["WWW-Authenticate"] = f'Bearer realm="lastcall", error="invalid_token", error_description="{error.code}"'
+    elif isinstance(error, RoleMissing):
+        status, title = 403, "Forbidden"
+    else:
+        status, title = 503, "Service Unavailable"
+        headers["Retry-After"] = str(getattr(error, "retry_after_s", CutoffsStale.retry_after_s))
+    body = {"type": "about:blank", "title": title, "status": status, "detail": error.detail, "code": error.code, **more}
+    return Response(json.dumps(body) + "\n", status, headers, content_type="application/problem+json")

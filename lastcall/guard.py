@@ -1,0 +1,94 @@
+"""The guard: the one place where a token is accepted or refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+from lastcall.claims import Claims
+from lastcall.clock import boottime_ns
+from lastcall.cutoffs import Cutoffs, Scope
+from lastcall.errors import CutoffsStale, Expired, Malformed, Missing, Revoked
+from lastcall.tokens import LARGEST_TOKEN, KeyRing, verify
+
+MEMO_SIZE = 16_384
+
+
+class Answers(Protocol):
+    """Who answers for a worker whose lease is out: `lastcall.ask.Asker`."""
+
+    def refuses(self, claims: Claims) -> Scope | None: ...
+
+
+class Guard:
+    """Checks access tokens against keys and cutoffs. One a process; any number of threads.
+
+    `asker` answers while the lease is out (LASTCALL_STALE=ask); None refuses then (LASTCALL_STALE=refuse).
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        cutoffs: Cutoffs,
+        *,
+        issuer: str,
+        audience: str,
+        longest_lifetime_s: int = 900,
+        asker: Answers | None = None,
+        clock_ns: Callable[[], int] = boottime_ns,
+    ) -> None:
+        self.keys = keys
+        self.cutoffs = cutoffs
+        self.issuer = issuer
+        self.audience = audience
+        self.longest_lifetime_s = longest_lifetime_s
+        self._asker = asker
+        self._clock_ns = clock_ns
+        self._memo: dict[bytes, Claims] = {}
+
+    def check(self, raw: str | None) -> Claims:
+        """The claims of an access token that is good now.
+
+        Raises TokenRejected (Missing, Malformed, Invalid, Expired, Revoked), or CutoffsStale when it can't be known.
+        """
+        if not raw:
+            raise Missing
+        if len(raw) > LARGEST_TOKEN or not raw.isascii():
+            raise Malformed
+        digest = hashlib.sha256(raw.encode("ascii")).digest()
+        claims = self._memo.get(digest)
+        if claims is None:
+            claims = self._verify(raw, digest)
+        cutoffs = self.cutoffs
+        now_ns = self._clock_ns()
+        if claims.exp * 1_000_000_000 <= now_ns + cutoffs.wall_offset_ns:
+            self._memo.pop(digest, None)
+            raise Expired
+        # First the lease, then the cutoffs: the other way round a token can slip through between the two
+        # (tests/unit/test_interleavings.py).
+        if now_ns < cutoffs.lease_until_ns and not (cutoffs.horizon_us and cutoffs.must_be_asked(claims)):
+            scope = cutoffs.refuses(claims)
+        else:
+            scope = self._refused_by_the_database(claims)
+        if scope is not None:
+            raise Revoked(scope, {"user": claims.sub, "session": claims.sid or ""}.get(scope, ""))
+        return claims
+
+    def _verify(self, raw: str, digest: bytes) -> Claims:
+        claims = verify(
+            raw, self.keys, issuer=self.issuer, audience=self.audience, longest_lifetime_s=self.longest_lifetime_s
+        )
+        if claims.iat > self.cutoffs.now_s() + self.longest_lifetime_s:
+            raise Malformed
+        if len(self._memo) >= MEMO_SIZE:
+            for oldest in list(self._memo)[: MEMO_SIZE // 8]:
+                self._memo.pop(oldest, None)
+        self._memo[digest] = claims
+        return claims
+
+    def _refused_by_the_database(self, claims: Claims) -> Scope | None:
+        """Ask. A worker that has not read its cutoffs yet, or is fenced, does not even ask: it answers 503."""
+        if self._asker is None or self.cutoffs.fenced or not self.cutoffs.loaded:
+            raise CutoffsStale
+        return self._asker.refuses(claims)

@@ -1,0 +1,1 @@
+"""The server's rows and use cases. Nothing here knows of an HTTP request."""

@@ -1,0 +1,53 @@
+"""What use cases refuse. They become HTTP in blueprints/problems.py."""
+
+from __future__ import annotations
+
+from lastcall.errors import LastcallError
+
+
+class NotFound(LastcallError):
+    """There is no such thing."""
+
+    code = "not_found"
+
+
+class Conflict(LastcallError):
+    """The change does not fit what is there."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class BadCursor(LastcallError):
+    """This cursor is not one of this list: start again without a cursor."""
+
+    code = "bad_cursor"
+
+
+class BadRequest(LastcallError):
+    """The request can't be carried out as it stands."""
+
+    code = "bad_request"
+
+
+class WrongCredentials(LastcallError):
+    """The user name or the password is wrong."""
+
+    code = "wrong_credentials"
+
+
+class RefreshRejected(LastcallError):
+    """The refresh token is not valid any more: sign in again."""
+
+    code = "refresh_rejected"
+
+
+class Throttled(LastcallError):
+    """Too many failed sign-ins for this name or from this address: wait, then try again."""
+
+    code = "too_many_attempts"
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__()
+        self.retry_after_s = retry_after_s

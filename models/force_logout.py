@@ -1,0 +1,287 @@
+"""Force logout: one transaction that revokes, then the wait until every worker has it in force.
+
+    revoke_*()  raises the generation or ends the session (the triggers write the cutoff), writes the history, commits
+    confirm()   waits until every live worker has applied it, or no longer trusts its memory
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import func, literal_column, select, text, update
+
+from lastcall.clock import boottime_ns
+from models.audit import Actor
+from models.database import db, position_of_transaction, say, transaction
+from models.errors import NotFound
+from models.login_session import LoginSession, SessionFilter, count_active, is_active, matches
+from models.revocation import Revocation
+from models.worker import WorkerWatch, read_workers
+
+PATIENCE_S = 10.0
+"""How long a confirmation waits at most; past it the answer is "not in force everywhere yet" (seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """Which workers have it in force."""
+
+    live: int = 0
+    confirmed: int = 0
+    fenced: int = 0
+    elapsed_ms: float = 0.0
+    unconfirmed: tuple[str, ...] = ()
+
+    @property
+    def in_force(self) -> bool:
+        return self.live == self.confirmed
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a revocation did. `position` is the transaction that workers must have seen."""
+
+    revocation_id: str
+    scope: str
+    subject: str
+    subject_name: str
+    reason: str | None
+    cutoff: datetime
+    sessions_ended: int
+    already_ended: bool
+    position: str
+    workers: Confirmation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a revocation would do."""
+
+    sessions: int
+    users: int
+    admins: int
+    includes_you: bool
+
+
+def revoke_user(user_id: UUID, actor: Actor, *, cause: str = "force_logout") -> Receipt:
+    """Sign a user out everywhere. Raises NotFound for a user that never was."""
+    with transaction() as session:
+        revocation_id = _begin(actor, cause)
+        ended = count_active(user_id)
+        row = session.execute(
+            text("UPDATE users SET gen = gen + 1 WHERE id = :id RETURNING username, gen"), {"id": user_id}
+        ).first()
+        name, gen = (row.username, row.gen) if row else (_name_of_the_gone(user_id), None)
+        return _finish(revocation_id, actor, cause, "user", str(user_id), name, gen, ended)
+
+
+def revoke_session(
+    session_id: UUID, actor: Actor, *, user_id: UUID | None = None, cause: str = "session_ended"
+) -> Receipt:
+    """End one session. Raises NotFound where there is none, or where it is not this user's."""
+    with transaction() as session:
+        revocation_id = _begin(actor, cause)
+        query = select(LoginSession).where(LoginSession.id == session_id).with_for_update()
+        row = session.scalar(query if user_id is None else query.where(LoginSession.user_id == user_id))
+        if row is None:
+            raise NotFound("There is no such session: it may have been deleted long after its end.")
+        was_active = bool(session.scalar(select(is_active()).where(LoginSession.id == session_id)))
+        if row.ended_at is None:
+            _end_rows(actor, cause, LoginSession.id == session_id)
+        else:
+            session.execute(
+                text(
+                    "SELECT raise_cutoff('session', id::text, 0, token_expires_at + cutoff_leeway())"
+                    " FROM login_sessions WHERE id = :id"
+                ),
+                {"id": session_id},
+            )
+        return _finish(revocation_id, actor, cause, "session", str(session_id), row.username, None, int(was_active))
+
+
+def revoke_everyone(actor: Actor, *, keep_session: str | None = None, cause: str = "log_out_all") -> Receipt:
+    """Sign everyone out: one row changes, however many sessions there are. `keep_session` goes on, under new tokens
+    that the caller must mint."""
+    with transaction() as session:
+        revocation_id = _begin(actor, cause)
+        ended = _count(SessionFilter())
+        gen = session.scalar(text("UPDATE everyone SET gen = gen + 1 RETURNING gen"))
+        if keep_session is not None:
+            session.execute(
+                update(LoginSession)
+                .where(LoginSession.id == UUID(keep_session), LoginSession.ended_at.is_(None))
+                .where(LoginSession.everyone_gen == (gen or 0) - 1)
+                .values(everyone_gen=gen)
+            )
+            ended = max(0, ended - 1)
+        return _finish(revocation_id, actor, cause, "everyone", "", "", gen, ended)
+
+
+def revoke_matching(
+    wanted: SessionFilter, actor: Actor, *, keep_session: str | None = None, cause: str = "force_logout"
+) -> Receipt:
+    """End just the active sessions that match: one transaction, one cutoff for each."""
+    wanted = replace(wanted, state="active")
+    with transaction():
+        revocation_id = _begin(actor, cause)
+        conditions = matches(wanted)
+        if keep_session is not None:
+            conditions.append(LoginSession.id != UUID(keep_session))
+        # Lock in one order, so that two of these at once cannot deadlock.
+        found = select(LoginSession.id).where(*conditions).order_by(LoginSession.id).with_for_update().cte("found")
+        ended = _end_rows(actor, cause, LoginSession.id.in_(select(found.c.id)))
+        return _finish(revocation_id, actor, cause, "filter", "", "", None, ended, wanted)
+
+
+def revoke_users_matching(wanted: SessionFilter, actor: Actor, *, cause: str = "force_logout") -> Receipt:
+    """Sign out everywhere each user that has an active session which matches."""
+    wanted = replace(wanted, state="active")
+    with transaction() as session:
+        revocation_id = _begin(actor, cause)
+        users = select(LoginSession.user_id).where(*matches(wanted)).distinct()
+        user_ids = sorted(session.scalars(users))
+        ended = session.scalar(
+            select(func.count()).select_from(LoginSession).where(LoginSession.user_id.in_(user_ids), is_active())
+        )
+        session.execute(
+            text(
+                "WITH locked AS (SELECT id FROM users WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE)"
+                " UPDATE users SET gen = gen + 1 WHERE id IN (SELECT id FROM locked)"
+            ),
+            {"ids": user_ids},
+        )
+        return _finish(revocation_id, actor, cause, "filter", "", "", None, ended or 0, wanted)
+
+
+def preview(wanted: SessionFilter, caller_session: str | None) -> Preview:
+    """What ending the sessions that match would hit."""
+    wanted = replace(wanted, state="active")
+    here = literal_column("login_sessions.id::text") == (caller_session or "")
+    admin = literal_column("'admin' = ANY (login_sessions.roles)")
+    query = select(
+        func.count(),
+        func.count(LoginSession.user_id.distinct()),
+        func.count(LoginSession.user_id.distinct()).filter(admin),
+        func.coalesce(func.bool_or(here), False),
+    ).where(*matches(wanted))
+    with transaction() as session:
+        return Preview(*session.execute(query).one())
+
+
+def confirm(position: str, watch: WorkerWatch, *, patience_s: float = PATIENCE_S) -> Confirmation:
+    """Wait until every worker has applied the transaction `position`, or its lease has run out.
+
+    Asks again after 1, 2, 3, … ms, at most 20. Never claims what it has not seen: past `patience_s` the answer
+    names who has not confirmed.
+    """
+    started_ns = boottime_ns()
+    pause_s = 0.001
+    while True:
+        asked_ns = boottime_ns()
+        rows = read_workers(position)
+        fenced = watch.observe(rows, asked_ns, boottime_ns())
+        confirmed = [row.id for row in rows if row.confirmed]
+        waiting = [row.id for row in rows if not row.confirmed and row.id not in fenced]
+        late = boottime_ns() - started_ns > patience_s * 1e9
+        if not waiting or late:
+            return Confirmation(
+                live=len(confirmed) + len(waiting),
+                confirmed=len(confirmed),
+                fenced=len(rows) - len(confirmed) - len(waiting),
+                elapsed_ms=round((boottime_ns() - started_ns) / 1e6, 1),
+                unconfirmed=tuple(waiting),
+            )
+        time.sleep(pause_s)
+        pause_s = min(pause_s + 0.001, 0.02)
+
+
+def confirmed(receipt: Receipt, watch: WorkerWatch) -> Receipt:
+    return replace(receipt, workers=confirm(receipt.position, watch))
+
+
+def _begin(actor: Actor, cause: str) -> UUID:
+    revocation_id = uuid.uuid4()
+    say(**actor.facts(), revocation_id=str(revocation_id), cause=cause)
+    db.session.execute(text("SET LOCAL synchronous_commit = on"))
+    return revocation_id
+
+
+def _end_rows(actor: Actor, cause: str, which: object) -> int:
+    ended = db.session.execute(
+        update(LoginSession)
+        .where(which, LoginSession.ended_at.is_(None))  # type: ignore[arg-type]
+        .values(
+            ended_at=func.clock_timestamp(),
+            ended_scope=literal_column("'session'::cutoff_scope"),
+            ended_by=actor.name,
+            end_reason=actor.reason or cause,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    return int(ended.rowcount)  # type: ignore[attr-defined]
+
+
+def _finish(
+    revocation_id: UUID,
+    actor: Actor,
+    cause: str,
+    scope: str,
+    subject: str,
+    name: str,
+    gen: int | None,
+    ended: int,
+    wanted: SessionFilter | None = None,
+) -> Receipt:
+    """Write the history row, and read from it what the receipt says."""
+    cutoff_scope = scope if scope != "filter" else "session"
+    at, expires = db.session.execute(
+        text(
+            "SELECT coalesce(max(cutoff_at), clock_timestamp()), coalesce(max(expires_at), cutoff_expiry(NULL)) FROM cutoffs"
+            " WHERE scope = CAST(:scope AS cutoff_scope) AND (subject = :subject OR :any)"
+            " AND xid = pg_current_xact_id()"
+        ),
+        {"scope": cutoff_scope, "subject": subject, "any": scope == "filter"},
+    ).one()
+    db.session.add(
+        Revocation(
+            id=revocation_id,
+            scope=scope,
+            subject=subject,
+            subject_name=name,
+            filter=wanted.as_json() if wanted else None,
+            reason=actor.reason,
+            actor_id=actor.user_id,
+            actor_name=actor.name,
+            actor_session=actor.session_id,
+            actor_ip=actor.ip,
+            cause=cause,
+            min_gen=gen,
+            cutoff_at=at,
+            sessions_ended=ended,
+            expires_at=expires,
+        )
+    )
+    db.session.flush()
+    return Receipt(
+        str(revocation_id), scope, subject, name, actor.reason, at, ended, ended == 0, position_of_transaction()
+    )
+
+
+def _count(wanted: SessionFilter) -> int:
+    return db.session.scalar(select(func.count()).select_from(LoginSession).where(*matches(wanted))) or 0
+
+
+def _name_of_the_gone(user_id: UUID) -> str:
+    """The name of a user that was deleted. Raises NotFound for one that never was."""
+    name = db.session.scalar(select(LoginSession.username).where(LoginSession.user_id == user_id).limit(1))
+    if name is None:
+        name = db.session.scalar(
+            select(Revocation.subject_name).where(Revocation.scope == "user", Revocation.subject == str(user_id)).limit(1)
+        )
+    if name is None:
+        raise NotFound("There is no such user, and there never was: look at the list of users.")
+    return name

@@ -1,0 +1,214 @@
+"""Housekeeping: one thread a process; what only one of all processes may do is done by whoever gets the lock.
+
+Each process: watch the workers' leases, write what was seen, notice sign-ins for the event streams.
+One of all:   purge what is over, mark the rows of everyone's log-out, send the canary.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from sqlalchemy import text
+
+from lastcall.errors import DatabaseAway
+from lastcall.listener import CANARY
+from models.changes import Changes
+from models.database import db, transaction
+from models.login_session import note_seen
+from models.seen import Seen
+from models.worker import WorkerWatch, observe_workers
+
+log = logging.getLogger("lastcall")
+
+TICK_S = 1.0
+CANARY_EVERY_S = 10
+KEEP_SESSIONS_DAYS = 30
+BATCH = 1000
+_LOCK = 7_530_004
+
+
+class Housekeeper:
+    """Runs `tick` every second in a thread of its own, within `context()` (an application context)."""
+
+    def __init__(
+        self, context: Callable[[], AbstractContextManager[object]], watch: WorkerWatch, seen: Seen, changes: Changes
+    ) -> None:
+        self._context = context
+        self._watch = watch
+        self._seen = seen
+        self._changes = changes
+        self._stopping = threading.Event()
+        self._pid = 0
+        self._newest_session: object = None
+        self._workers: object = None
+        self._thread: threading.Thread | None = None
+
+    def ensure_running(self) -> None:
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._stopping = threading.Event()
+            self._thread = threading.Thread(target=self._run, name="lastcall-housekeeper", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread is not None and self._pid == os.getpid():
+            self._thread.join(3.0)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(TICK_S):
+            try:
+                with self._context():
+                    self.tick()
+            except DatabaseAway:
+                pass  # the listener says so, once
+            except Exception:
+                log.exception("lastcall: housekeeping failed and goes on")
+        with_rest = self._seen.take()
+        if with_rest:
+            try:
+                with self._context():
+                    note_seen(with_rest)
+            except DatabaseAway:
+                pass
+
+    def tick(self) -> None:
+        fenced = observe_workers(self._watch)
+        self._notice(fenced)
+        seen = self._seen.take()
+        if seen:
+            note_seen(seen)
+        with transaction() as session:
+            mine = session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            if mine:
+                _send_canary(fenced)
+                _mark_everyones_ends()
+                purge_once()
+
+    def _notice(self, fenced: set[str]) -> None:
+        if not self._changes.streams:
+            return
+        with transaction() as session:
+            newest = session.scalar(text("SELECT max(created_at) FROM login_sessions"))
+            workers = (tuple(session.scalars(text("SELECT id::text FROM workers ORDER BY id"))), frozenset(fenced))
+        if newest != self._newest_session:
+            self._newest_session = newest
+            self._changes.note("sessions")
+        if workers != self._workers:
+            self._workers = workers
+            self._changes.note("workers")
+
+
+def purge() -> dict[str, int]:
+    """Purge everything that is over, batch by batch. Returns how many rows of each table went."""
+    gone: dict[str, int] = {}
+    while True:
+        with transaction() as session:
+            session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            batch = purge_once()
+        for table, count in batch.items():
+            gone[table] = gone.get(table, 0) + count
+        if max(batch.values()) < BATCH:
+            return gone
+
+
+def purge_once() -> dict[str, int]:
+    """One batch, within a transaction under way that holds the lock.
+
+    A cutoff goes when its time is over and no token under an older generation is on record that could still live.
+    """
+    cutoffs = db.session.execute(
+        text("""
+            WITH over AS (
+                SELECT scope, subject FROM cutoffs AS c WHERE expires_at <= clock_timestamp() AND NOT EXISTS (
+                    SELECT FROM login_sessions AS s WHERE c.scope = 'user' AND s.user_id::text = c.subject
+                    AND s.user_id = CASE WHEN c.subject ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                        THEN c.subject::uuid END
+                    AND s.user_gen < c.min_gen AND s.token_expires_at + cutoff_leeway() > clock_timestamp()
+                ) AND NOT EXISTS (
+                    SELECT FROM login_sessions AS s WHERE c.scope = 'everyone'
+                    AND s.token_expires_at + cutoff_leeway() > clock_timestamp() AND s.everyone_gen < c.min_gen
+                ) ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
+            ), gone AS (
+                DELETE FROM cutoffs AS c USING over WHERE c.scope = over.scope AND c.subject = over.subject
+                RETURNING c.cutoff_at
+            ), noted AS (
+                UPDATE everyone SET purged_until = greatest(purged_until, (SELECT max(cutoff_at) FROM gone))
+                WHERE (SELECT max(cutoff_at) FROM gone) > purged_until RETURNING 1
+            )
+            SELECT count(*) FROM gone
+        """),
+        {"batch": BATCH},
+    ).scalar_one()
+    sessions = db.session.execute(
+        text("""
+            DELETE FROM login_sessions WHERE id IN (
+                SELECT id FROM login_sessions
+                WHERE expires_at < clock_timestamp() - make_interval(days => :days)
+                ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
+            )
+        """),
+        {"days": KEEP_SESSIONS_DAYS, "batch": BATCH},
+    )
+    attempts = db.session.execute(
+        text("""
+            DELETE FROM sign_in_attempts WHERE id IN (
+                SELECT id FROM sign_in_attempts WHERE tried_at < clock_timestamp() - interval '1 hour' LIMIT :batch
+            )
+        """),
+        {"batch": BATCH},
+    )
+    return {"cutoffs": cutoffs, "login_sessions": sessions.rowcount, "sign_in_attempts": attempts.rowcount}  # type: ignore[attr-defined]
+
+
+def _mark_everyones_ends() -> None:
+    """Mark a batch of the rows that a log-out of everyone has ended: they count as ended already, this says why."""
+    db.session.execute(
+        text("""
+            UPDATE login_sessions AS s SET
+                ended_at = coalesce(r.created_at, clock_timestamp()), ended_scope = 'everyone',
+                ended_by = coalesce(r.actor_name, 'unknown'), end_reason = coalesce(r.reason, r.cause, 'log_out_all')
+            FROM (
+                SELECT id, everyone_gen FROM login_sessions
+                WHERE ended_at IS NULL AND everyone_gen < (SELECT gen FROM everyone)
+                LIMIT :batch FOR UPDATE SKIP LOCKED
+            ) AS old LEFT JOIN LATERAL (
+                SELECT * FROM revocations
+                WHERE scope = 'everyone' AND min_gen > old.everyone_gen ORDER BY min_gen LIMIT 1
+            ) AS r ON TRUE
+            WHERE s.id = old.id
+        """),
+        {"batch": BATCH},
+    )
+
+
+def _send_canary(fenced: set[str]) -> None:
+    """Every 10 s an invented user is signed out, and every live worker must refuse him within a second.
+
+    The canary of the last time is judged first: its age is a metric, and one that lives on is said loudly.
+    """
+    row = db.session.execute(
+        text("""
+            SELECT c.min_gen, c.cutoff_at, extract(epoch FROM clock_timestamp() - c.cutoff_at) AS age_s,
+                (SELECT array_agg(w.id::text) FROM workers AS w WHERE w.canary < c.min_gen AND w.lease_s IS NOT NULL
+                 AND w.started_at < c.cutoff_at) AS deaf,
+                e.canary_at
+            FROM everyone AS e LEFT JOIN cutoffs AS c ON c.scope = 'user' AND c.subject = :canary
+        """),
+        {"canary": CANARY},
+    ).one()
+    if row.min_gen is not None:
+        deaf = [worker_id for worker_id in row.deaf or () if worker_id not in fenced]
+        if not deaf and row.canary_at != row.cutoff_at:
+            db.session.execute(text("UPDATE everyone SET canary_at = :at"), {"at": row.cutoff_at})
+        elif deaf and 2 < row.age_s < 2 + TICK_S:
+            log.critical("lastcall: the canary lives: workers %s have not refused it", ", ".join(deaf))
+    if row.min_gen is None or row.age_s >= CANARY_EVERY_S:
+        db.session.execute(
+            text("SELECT raise_cutoff('user', :canary, :gen, clock_timestamp() + interval '1 hour')"),
+            {"canary": CANARY, "gen": (row.min_gen or 0) + 1},
+        )

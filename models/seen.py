@@ -1,0 +1,29 @@
+"""When sessions were last seen: gathered in memory, written in one statement, at most once a minute a session."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from lastcall.clock import boottime_ns
+
+QUIET_NS = 60 * 1_000_000_000
+
+
+class Seen:
+    """`note` is a dict look-up on most requests; `take` empties what is waiting to be written."""
+
+    def __init__(self) -> None:
+        self._quiet_until_ns: dict[str, int] = {}
+        self._waiting: dict[str, tuple[str, str | None, datetime]] = {}
+
+    def note(self, session_id: str, ip: str | None) -> None:
+        now_ns = boottime_ns()
+        if self._quiet_until_ns.get(session_id, 0) <= now_ns:
+            self._quiet_until_ns[session_id] = now_ns + QUIET_NS
+            self._waiting[session_id] = (session_id, ip, datetime.now(UTC))
+
+    def take(self) -> list[tuple[str, str | None, datetime]]:
+        waiting, self._waiting = self._waiting, {}
+        if len(self._quiet_until_ns) > 100_000:
+            self._quiet_until_ns = {}
+        return list(waiting.values())

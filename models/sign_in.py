@@ -1,0 +1,413 @@
+"""Signing in, refreshing, changing the password: the one place where tokens are minted.
+
+Every mint reads the password hash, the state, the roles and both generations in ONE statement, and puts those very
+numbers into the token and the session row. No lock is needed: a revocation that commits in between raises a
+generation above them (tests/database/test_races.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, text
+
+from lastcall.claims import Claims
+from lastcall.errors import Malformed, Revoked
+from lastcall.strict import read_base64url, write_base64url
+from lastcall.tokens import issue
+from models import passwords
+from models.audit import Actor
+from models.database import db, position_of_transaction, say, transaction
+from models.device import describe_device
+from models.errors import RefreshRejected, Throttled, WrongCredentials
+from models.force_logout import Receipt, revoke_session
+from settings import Settings
+
+GRACE_S = 10.0
+"""How long the newest predecessor of a refresh token still gets the same successor, for racing tabs (seconds)."""
+FAILURES_ALLOWED, FAILURES_WINDOW_S = 10, 300
+_FAMILY_BYTES, _SECRET_BYTES = 16, 32
+_REFRESH_LENGTH = 64
+
+_USER_FACTS = """
+SELECT
+    u.id, u.username, u.password_hash, u.disabled_at IS NOT NULL AS disabled, u.gen AS user_gen,
+    e.gen AS everyone_gen,
+    coalesce((SELECT array_agg(r.role ORDER BY r.role) FROM user_roles AS r WHERE r.user_id = u.id), '{}') AS roles
+FROM everyone AS e LEFT JOIN users AS u ON
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """Where a sign-in comes from."""
+
+    client_id: str
+    ip: str | None
+    user_agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a sign-in gives. Lifetimes are seconds."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+    refresh_expires_in: int
+    session_id: str
+    user_id: str
+
+
+class RefreshReused(RefreshRejected):
+    """This refresh token was used before, so it may have been stolen: its session was ended. Sign in again."""
+
+    code = "refresh_reused"
+
+    def __init__(self, receipt: Receipt) -> None:
+        super().__init__()
+        self.receipt = receipt
+
+
+def sign_in(username: str, password: str, client: ClientInfo, settings: Settings) -> Tokens:
+    """Raises WrongCredentials (the same for an unknown name), Throttled."""
+    with transaction():
+        _refuse_when_throttled(username, client.ip)
+        user = _facts_by("lower(u.username) = lower(:key)", username)
+    # No connection is held while argon2 works.
+    right = passwords.verify_password(user.password_hash, password)
+    if not right or user.disabled:
+        _note_failure(username, client.ip)
+        raise WrongCredentials
+    if passwords.needs_rehash(user.password_hash):
+        _rehash(user, password)
+    family, secret = secrets.token_bytes(_FAMILY_BYTES), secrets.token_bytes(_SECRET_BYTES)
+    session_id = uuid.uuid4()
+    with transaction() as session:
+        row = session.execute(
+            text("""
+                INSERT INTO login_sessions AS s (
+                    id, user_id, username, roles, client_id, ip, last_ip, user_agent, device, token_expires_at, expires_at,
+                    user_gen, everyone_gen, family_hash, refresh_hash
+                ) VALUES (
+                    :id, :user_id, :username, :roles, :client_id, CAST(:ip AS inet), CAST(:ip AS inet), :user_agent,
+                    :device, clock_timestamp() + make_interval(secs => least(:access_ttl, :lifetime)),
+                    clock_timestamp() + make_interval(secs => :lifetime),
+                    :user_gen, :everyone_gen, :family_hash, :refresh_hash
+                ) RETURNING s.created_at, s.expires_at
+            """),
+            {
+                "id": session_id,
+                "user_id": user.id,
+                "username": user.username,
+                "roles": user.roles,
+                "client_id": client.client_id,
+                "ip": client.ip,
+                "user_agent": client.user_agent,
+                "device": describe_device(client.user_agent),
+                "access_ttl": settings.access_ttl,
+                "lifetime": min(settings.refresh_ttl, settings.session_max_age),
+                "user_gen": user.user_gen,
+                "everyone_gen": user.everyone_gen,
+                "family_hash": _hash(family),
+                "refresh_hash": _hash(secret),
+            },
+        ).one()
+    return _tokens(user, session_id, client.client_id, row.created_at, row.created_at, row.expires_at, family + secret, settings)
+
+
+def refresh(raw: str, client: ClientInfo, settings: Settings) -> Tokens:
+    """Trade a refresh token for new tokens (RFC 9700, section 4.14.2).
+
+    Raises Malformed, RefreshRejected, Revoked, and RefreshReused, whose session has been ended by then: confirm it.
+    """
+    presented = _read_refresh_token(raw)
+    family, secret = presented[:_FAMILY_BYTES], presented[_FAMILY_BYTES:]
+    with transaction():
+        row = _locked_session("family_hash = :key", _hash(family))
+        user = _standing_user(row)
+        if hmac.compare_digest(_hash(secret), row.refresh_hash):
+            return _rotate(row, user, family, secret, client, settings)
+        if (
+            row.previous_refresh_hash is not None
+            and row.sealed_successor is not None
+            and row.now - row.rotated_at < timedelta(seconds=GRACE_S)
+            and hmac.compare_digest(_hash(secret), row.previous_refresh_hash)
+        ):
+            successor = _sealed(secret, row.sealed_successor)
+            return _prolong(row, user, family + successor, client, settings, {})
+    actor = Actor("lastcall", reason="A refresh token was used twice")
+    raise RefreshReused(revoke_session(row.id, actor, cause="refresh_reuse"))
+
+
+def renew(session_id: str, client: ClientInfo, settings: Settings) -> Tokens:
+    """New tokens for a session that outlived its own user's act (log-out-all with keep-me, a new password).
+
+    Raises RefreshRejected or Revoked when it did not.
+    """
+    with transaction():
+        row = _locked_session("id = :key", UUID(session_id))
+        user = _standing_user(row)
+        family, successor = secrets.token_bytes(_FAMILY_BYTES), secrets.token_bytes(_SECRET_BYTES)
+        changes = {
+            "family_hash": _hash(family),
+            "refresh_hash": _hash(successor),
+            "previous_refresh_hash": None,
+            "sealed_successor": None,
+        }
+        return _prolong(row, user, family + successor, client, settings, changes)
+
+
+def change_password(claims: Claims, current: str, new: str, client: ClientInfo, settings: Settings) -> tuple[Tokens, str]:
+    """Give oneself a new password: every other session ends, this one goes on under new tokens.
+
+    Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled, Revoked.
+    """
+    with transaction():
+        user = _facts_by("u.id = CAST(:key AS uuid)", claims.sub)
+        _refuse_when_throttled(user.username or claims.sub, client.ip)
+    if not passwords.verify_password(user.password_hash, current):
+        _note_failure(user.username or claims.sub, client.ip)
+        raise WrongCredentials("The current password is wrong.")
+    password_hash = passwords.hash_password(new)
+    with transaction() as session:
+        say(**Actor(user.username, claims.sub, claims.sid, client.ip).facts(), keep_session=claims.sid)
+        session.execute(text("SET LOCAL synchronous_commit = on"))
+        gen = session.scalar(
+            text(
+                "UPDATE users SET password_hash = :new WHERE id = :id AND password_hash = :old AND disabled_at IS NULL"
+                " RETURNING gen"
+            ),
+            {"new": password_hash, "id": user.id, "old": user.password_hash},
+        )
+        if gen is None:
+            raise WrongCredentials("The password was changed by somebody else just now: try again.")
+        # Only a session that stood until this very change goes on; one that was revoked meanwhile does not.
+        session.execute(
+            text(
+                "UPDATE login_sessions SET user_gen = :gen"
+                " WHERE id = CAST(:id AS uuid) AND ended_at IS NULL AND user_gen = :gen - 1"
+            ),
+            {"gen": gen, "id": claims.sid},
+        )
+        position = position_of_transaction()
+    return renew(claims.sid or "", client, settings), position
+
+
+# ---------------------------------------------------------------------------------------------- minting, step by step
+
+
+def _facts_by(condition: str, key: str) -> Row[Any]:
+    """The user's hash, state, roles and generations, of one snapshot. All but everyone's are None for nobody."""
+    return db.session.execute(text(_USER_FACTS + condition), {"key": key}).one()
+
+
+def _locked_session(condition: str, key: object) -> Row[Any]:
+    row = db.session.execute(
+        text(f"SELECT *, clock_timestamp() AS now FROM login_sessions WHERE {condition} FOR UPDATE"),  # noqa: S608
+        {"key": key},
+    ).one_or_none()
+    if row is None:
+        raise RefreshRejected
+    return row
+
+
+def _standing_user(row: Row[Any]) -> Row[Any]:
+    """The facts to mint from, in a snapshot taken after the session was locked. Raises RefreshRejected or Revoked."""
+    user = _facts_by("u.id = CAST(:key AS uuid)", str(row.user_id))
+    if row.everyone_gen < user.everyone_gen:
+        raise Revoked("everyone", "")
+    if user.id is None or user.disabled or row.user_gen < user.user_gen:
+        raise Revoked("user", str(row.user_id))
+    if row.ended_at is not None:
+        raise Revoked("session", str(row.id))
+    if row.expires_at <= row.now:
+        raise RefreshRejected("The session has expired: sign in again.")
+    return user
+
+
+def _rotate(
+    row: Row[Any], user: Row[Any], family: bytes, secret: bytes, client: ClientInfo, settings: Settings
+) -> Tokens:
+    successor = secrets.token_bytes(_SECRET_BYTES)
+    changes = {
+        "refresh_hash": _hash(successor),
+        "previous_refresh_hash": row.refresh_hash,
+        "sealed_successor": _sealed(secret, successor),
+        "rotated_at": row.now,
+    }
+    return _prolong(row, user, family + successor, client, settings, changes)
+
+
+def _prolong(
+    row: Row[Any],
+    user: Row[Any],
+    refresh_token: bytes,
+    client: ClientInfo,
+    settings: Settings,
+    changes: dict[str, Any],
+) -> Tokens:
+    """Write what the new tokens say into the session row, and mint them."""
+    expires_at = min(
+        row.created_at + timedelta(seconds=settings.session_max_age), row.now + timedelta(seconds=settings.refresh_ttl)
+    )
+    values = {
+        **changes,
+        "expires_at": expires_at,
+        "token_expires_at": max(
+            row.token_expires_at, min(row.now + timedelta(seconds=settings.access_ttl), expires_at)
+        ),
+        "roles": user.roles,
+        "user_gen": user.user_gen,
+        "everyone_gen": user.everyone_gen,
+        "last_seen_at": row.now,
+    }
+    sets = ", ".join(f"{name} = :{name}" for name in values)
+    db.session.execute(
+        text(f"UPDATE login_sessions SET {sets}, last_ip = coalesce(CAST(:ip AS inet), last_ip) WHERE id = :id"),  # noqa: S608
+        {**values, "ip": client.ip, "id": row.id},
+    )
+    return _tokens(user, row.id, row.client_id, row.created_at, row.now, expires_at, refresh_token, settings)
+
+
+def _tokens(
+    user: Row[Any],
+    session_id: UUID,
+    client_id: str,
+    signed_in_at: datetime,
+    now: datetime,
+    expires_at: datetime,
+    refresh_token: bytes,
+    settings: Settings,
+) -> Tokens:
+    issued = int(now.timestamp())
+    expires = min(issued + settings.access_ttl, max(issued + 1, int(expires_at.timestamp())))
+    payload = {
+        "iss": settings.issuer,
+        "aud": settings.audience,
+        "sub": str(user.id),
+        "sid": str(session_id),
+        "jti": secrets.token_urlsafe(12),
+        "iat": issued,
+        "exp": expires,
+        "auth_time": int(signed_in_at.timestamp()),
+        "client_id": client_id,
+        "preferred_username": user.username,
+        "roles": list(user.roles),
+        "user_gen": user.user_gen,
+        "everyone_gen": user.everyone_gen,
+    }
+    return Tokens(
+        access_token=issue(payload, settings.keys),
+        refresh_token=write_base64url(refresh_token),
+        expires_in=expires - issued,
+        refresh_expires_in=max(0, int((expires_at - now).total_seconds())),
+        session_id=str(session_id),
+        user_id=str(user.id),
+    )
+
+
+def _rehash(user: Row[Any], password: str) -> None:
+    """Renew a hash of older parameters. It is the same password, so nobody is signed out (schema.sql: said)."""
+    with transaction() as session:
+        say(rehash="on")
+        session.execute(
+            text("UPDATE users SET password_hash = :new WHERE id = :id AND password_hash = :old"),
+            {"new": passwords.hash_password(password), "id": user.id, "old": user.password_hash},
+        )
+
+
+# --------------------------------------------------------------------------------------------------- refresh tokens
+
+
+def _read_refresh_token(raw: str) -> bytes:
+    """Family (which session) and secret (which of its tokens): 128 and 256 random bits."""
+    try:
+        if len(raw) != _REFRESH_LENGTH:
+            raise ValueError
+        return read_base64url(raw)
+    except ValueError:
+        raise Malformed("This is not a refresh token: send it just as it was issued.") from None
+
+
+def _hash(part: bytes) -> bytes:
+    return hashlib.sha256(part).digest()
+
+
+def _sealed(predecessor: bytes, successor: bytes) -> bytes:
+    """The successor, readable only with its predecessor: a one-time pad from 256 random bits that are used once.
+
+    The database keeps it for the grace, so that racing tabs get the same successor; it alone opens nothing. Applied
+    twice, it is open again.
+    """
+    pad = hmac.digest(predecessor, b"lastcall successor", "sha256")
+    return bytes(a ^ b for a, b in zip(pad, successor, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------- throttling
+
+
+def _keys(username: str, ip: str | None) -> Sequence[str]:
+    """What failures are counted by: the name, and the address (of IPv6, its network of 64 bits)."""
+    address = ip or "unknown"
+    if ":" in address:
+        address = str(ipaddress.ip_network((address, 64), strict=False))
+    return hashlib.sha256(username.lower().encode()).hexdigest(), address
+
+
+def _failures(username: str, ip: str | None) -> tuple[int, int]:
+    """The failures of the name or of the address in the window, the larger number; and when that ends (seconds)."""
+    name_key, address_key = _keys(username, ip)
+    row = db.session.execute(
+        text("""
+            SELECT greatest(by_name.n, by_address.n) AS n, ceil(extract(epoch FROM
+                coalesce(CASE WHEN by_name.n > by_address.n THEN by_name.oldest ELSE by_address.oldest END,
+                    clock_timestamp()) + make_interval(secs => :window) - clock_timestamp()))::int AS wait_s
+            FROM
+                (SELECT count(*) AS n, min(tried_at) AS oldest FROM (
+                    SELECT tried_at FROM sign_in_attempts WHERE name_key = :name_key
+                    AND tried_at > clock_timestamp() - make_interval(secs => :window)
+                    ORDER BY tried_at DESC LIMIT :allowed) AS a) AS by_name,
+                (SELECT count(*) AS n, min(tried_at) AS oldest FROM (
+                    SELECT tried_at FROM sign_in_attempts WHERE address_key = :address_key
+                    AND tried_at > clock_timestamp() - make_interval(secs => :window)
+                    ORDER BY tried_at DESC LIMIT :allowed) AS a) AS by_address
+        """),
+        {
+            "name_key": name_key,
+            "address_key": address_key,
+            "window": FAILURES_WINDOW_S,
+            "allowed": FAILURES_ALLOWED,
+        },
+    ).one()
+    return row.n, max(1, row.wait_s)
+
+
+def _refuse_when_throttled(username: str, ip: str | None) -> None:
+    failures, wait_s = _failures(username, ip)
+    if failures >= FAILURES_ALLOWED:
+        raise Throttled(wait_s)
+
+
+def _note_failure(username: str, ip: str | None) -> None:
+    """Count a failure, for all workers as one: whoever makes the tenth is told so. Raises Throttled."""
+    name_key, address_key = _keys(username, ip)
+    with transaction() as session:
+        for key in sorted((name_key, address_key)):
+            session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7530003))"), {"key": key})
+        session.execute(
+            text("INSERT INTO sign_in_attempts (name_key, address_key) VALUES (:name_key, :address_key)"),
+            {"name_key": name_key, "address_key": address_key},
+        )
+        failures, wait_s = _failures(username, ip)
+    if failures >= FAILURES_ALLOWED:
+        raise Throttled(wait_s)

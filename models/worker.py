@@ -1,0 +1,135 @@
+"""Workers: every process that checks tokens, its lease, and how far it has read. Here it is decided who is fenced."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import text
+
+from lastcall.clock import boottime_ns
+from models.database import db, transaction
+
+MARGIN_S = 0.25
+"""Added to every lease before anyone counts on its end (seconds)."""
+FORGET_AFTER_S = 30.0
+"""A row whose lease has not moved for so long is deleted: the process is gone (seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    id: str
+    renewals: int
+    lease_s: float | None
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """A worker as clients see it. `lease_age_ms` is the time since its last renewal, by the database's clock."""
+
+    id: str
+    service: str
+    host: str
+    pid: int
+    version: str
+    state: str
+    lease_age_ms: int
+    behind: int
+    started_at: datetime
+
+
+class WorkerWatch:
+    """Judges by this process's own clock whether a lease has run out: nobody's wall clock takes part.
+
+    A row whose `renewals` have not moved for its lease and a margin belongs to a worker that trusts nothing any more:
+    what it sent last was sent before we first saw it, and its lease counts from before it was sent.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[int, int]] = {}  # id -> renewals, and when we first saw this number
+
+    def observe(self, rows: Iterable[WorkerRow], asked_ns: int, answered_ns: int) -> set[str]:
+        """Take in one reading of the table, and the clock before it was asked for and after it had come.
+
+        Returns the ids whose lease has surely run out. A worker that never had a lease is never among them.
+        """
+        fenced = set()
+        with self._lock:
+            present: dict[str, tuple[int, int]] = {}
+            for row in rows:
+                renewals, since_ns = self._seen.get(row.id, (-1, 0))
+                if renewals != row.renewals:
+                    present[row.id] = (row.renewals, answered_ns)
+                    continue
+                present[row.id] = (renewals, since_ns)
+                if row.lease_s is not None and asked_ns - since_ns > (row.lease_s + MARGIN_S) * 1e9:
+                    fenced.add(row.id)
+            self._seen = present
+        return fenced
+
+    def unmoved_for_s(self, worker_id: str) -> float:
+        """For how long the row has not moved before our eyes (seconds)."""
+        _, since_ns = self._seen.get(worker_id, (0, boottime_ns()))
+        return (boottime_ns() - since_ns) / 1e9
+
+
+def read_workers(position: str) -> list[WorkerRow]:
+    """All rows, with whether each has applied everything up to and including the transaction `position`."""
+    query = text(
+        "SELECT id::text, renewals, lease_s,"
+        " coalesce(pg_visible_in_snapshot(CAST(:position AS text)::xid8, snapshot), FALSE) AS confirmed FROM workers"
+    )
+    with transaction() as session:
+        return [WorkerRow(*row) for row in session.execute(query, {"position": position})]
+
+
+def observe_workers(watch: WorkerWatch) -> set[str]:
+    """Keep the watch up to date, and drop the rows of processes that are gone. Returns the ids that are fenced."""
+    asked_ns = boottime_ns()
+    rows = read_workers("3")
+    fenced = watch.observe(rows, asked_ns, boottime_ns())
+    gone = [worker_id for worker_id in fenced if watch.unmoved_for_s(worker_id) > FORGET_AFTER_S]
+    if gone:
+        with transaction() as session:
+            for row in rows:
+                if row.id in gone:  # `renewals` again: it may have woken up just now
+                    session.execute(
+                        text("DELETE FROM workers WHERE id = :id AND renewals = :renewals"),
+                        {"id": row.id, "renewals": row.renewals},
+                    )
+    return fenced
+
+
+def list_workers(fenced: set[str]) -> list[WorkerFacts]:
+    """All workers. `behind` counts the cutoffs that a worker has not applied yet."""
+    query = text("""
+        SELECT
+            w.id::text, w.service, w.host, w.pid, w.version,
+            CASE WHEN w.snapshot IS NULL THEN 'starting' ELSE 'live' END,
+            greatest(0, extract(epoch FROM clock_timestamp() - w.renewed_at) * 1000)::bigint,
+            (SELECT count(*) FROM cutoffs AS c
+             WHERE c.xid >= pg_snapshot_xmin(w.snapshot) AND NOT pg_visible_in_snapshot(c.xid, w.snapshot)),
+            w.started_at
+        FROM workers AS w ORDER BY w.host, w.service, w.pid, w.id
+    """)
+    with transaction():
+        found = [WorkerFacts(*row) for row in db.session.execute(query)]
+    return [_with_state(worker, "fenced") if worker.id in fenced else worker for worker in found]
+
+
+def _with_state(worker: WorkerFacts, state: str) -> WorkerFacts:
+    return WorkerFacts(
+        worker.id,
+        worker.service,
+        worker.host,
+        worker.pid,
+        worker.version,
+        state,
+        worker.lease_age_ms,
+        worker.behind,
+        worker.started_at,
+    )

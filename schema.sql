@@ -1,0 +1,362 @@
+-- The database of Lastcall, for PostgreSQL 15 and later. Applied by `flask --app app init-db`, as often as you like.
+-- Order: enums, tables, indices (each with its why), functions, triggers.
+-- The one rule: a generation only ever rises, and whatever raises it (the application, psql, a migration) writes
+-- the cutoff in the same transaction, by trigger. tests/database/test_triggers.py holds it.
+
+-- ---------------------------------------------------------------------------------------------------------- enums
+DO $$
+BEGIN
+    IF to_regtype('cutoff_scope') IS NULL THEN
+        CREATE TYPE cutoff_scope AS ENUM ('everyone', 'user', 'session');
+    END IF;
+END
+$$;
+
+-- --------------------------------------------------------------------------------------------------------- tables
+CREATE TABLE IF NOT EXISTS users (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    username text NOT NULL CHECK (length(username) BETWEEN 1 AND 100),
+    password_hash text NOT NULL,
+    gen bigint NOT NULL DEFAULT 0 CHECK (gen BETWEEN 0 AND 9007199254740991),
+    disabled_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE IF NOT EXISTS user_roles (
+    user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    role text NOT NULL CHECK (length(role) BETWEEN 1 AND 64),
+    PRIMARY KEY (user_id, role)
+);
+
+-- One row: everyone's generation, and what a cutoff needs to know of tokens that no row tells of.
+CREATE TABLE IF NOT EXISTS everyone (
+    one boolean PRIMARY KEY DEFAULT TRUE CHECK (one),
+    gen bigint NOT NULL DEFAULT 0 CHECK (gen BETWEEN 0 AND 9007199254740991),
+    access_ttl_s integer NOT NULL DEFAULT 300, -- a sign-in that is in flight now may mint a token that lives so long
+    purged_until timestamptz NOT NULL DEFAULT '-infinity', -- the newest cutoff_at that was purged (lastcall/cutoffs.py)
+    canary_at timestamptz -- the newest canary that every live worker has refused (models/housekeeping.py)
+);
+INSERT INTO everyone (one) VALUES (TRUE) ON CONFLICT DO NOTHING;
+
+-- No foreign key to users: the history of a deleted user stays. Refresh tokens stand here as SHA-256 only.
+CREATE TABLE IF NOT EXISTS login_sessions (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    user_id uuid NOT NULL,
+    username text NOT NULL,
+    roles text [] NOT NULL,
+    client_id text NOT NULL,
+    ip inet,
+    last_ip inet,
+    user_agent text NOT NULL DEFAULT '',
+    device text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    token_expires_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    user_gen bigint NOT NULL,
+    everyone_gen bigint NOT NULL,
+    family_hash bytea NOT NULL,
+    refresh_hash bytea NOT NULL,
+    previous_refresh_hash bytea,
+    sealed_successor bytea, -- the current refresh token, readable only with the previous one (models/sign_in.py)
+    rotated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz,
+    ended_scope cutoff_scope,
+    ended_by text,
+    end_reason text
+);
+
+-- What workers hold in memory. No foreign key: a deleted user's cutoff must stay until his last token has expired.
+CREATE TABLE IF NOT EXISTS cutoffs (
+    scope cutoff_scope NOT NULL,
+    subject text NOT NULL DEFAULT '', -- user id, session id, or '' for everyone
+    min_gen bigint NOT NULL DEFAULT 0 CHECK (min_gen BETWEEN 0 AND 9007199254740991),
+    cutoff_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(), -- whose commit a worker must have seen to have confirmed
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (scope, subject)
+);
+
+-- The history. Rows are only ever added.
+CREATE TABLE IF NOT EXISTS revocations (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    scope text NOT NULL CHECK (scope IN ('everyone', 'user', 'session', 'filter')),
+    subject text NOT NULL DEFAULT '',
+    subject_name text NOT NULL DEFAULT '',
+    filter jsonb,
+    reason text CHECK (length(reason) <= 500),
+    actor_id text,
+    actor_name text NOT NULL,
+    actor_session text,
+    actor_ip inet,
+    cause text NOT NULL, -- force_logout, logout, user_deleted, user_disabled, password_changed, role_lost, …
+    min_gen bigint,
+    cutoff_at timestamptz NOT NULL,
+    sessions_ended bigint NOT NULL,
+    expires_at timestamptz NOT NULL
+);
+
+-- One row for each process that checks tokens: its lease and how far it has read (lastcall/listener.py).
+CREATE TABLE IF NOT EXISTS workers (
+    id uuid PRIMARY KEY,
+    service text NOT NULL,
+    host text NOT NULL,
+    pid integer NOT NULL,
+    version text NOT NULL DEFAULT '',
+    lease_s double precision,
+    renewals bigint NOT NULL DEFAULT 0, -- moves with each renewal: observers judge the lease by it, not by a clock
+    renewed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    snapshot pg_snapshot, -- the position: every cutoff whose xid is visible in it has been applied
+    canary bigint NOT NULL DEFAULT 0 -- the newest canary that this process has refused
+);
+
+-- Sign-ins that failed, or are being tried: what throttles guessing, for all workers as one (models/sign_in.py).
+CREATE TABLE IF NOT EXISTS sign_in_attempts (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name_key text NOT NULL,
+    address_key text NOT NULL,
+    tried_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- -------------------------------------------------------------------------------------------------------- indices
+-- "Ann" and "ann" must not be two people.
+CREATE UNIQUE INDEX IF NOT EXISTS users_username_key ON users (lower(username));
+-- "Who is an admin?": the last one must stay.
+CREATE INDEX IF NOT EXISTS user_roles_role ON user_roles (role);
+-- The list, newest first, whatever was ended: an old everyone_gen is another part of the index.
+CREATE INDEX IF NOT EXISTS login_sessions_active ON login_sessions (everyone_gen, created_at DESC, id DESC)
+WHERE ended_at IS NULL;
+-- The list of all, ended and expired sessions.
+CREATE INDEX IF NOT EXISTS login_sessions_newest ON login_sessions (created_at DESC, id DESC);
+-- One user's sessions, and the last moment one of his tokens can be alive.
+CREATE INDEX IF NOT EXISTS login_sessions_user ON login_sessions (user_id, token_expires_at DESC);
+-- A refresh finds its session.
+CREATE UNIQUE INDEX IF NOT EXISTS login_sessions_family ON login_sessions (family_hash);
+-- The last moment at which anyone's token can be alive.
+CREATE INDEX IF NOT EXISTS login_sessions_token_expires ON login_sessions (token_expires_at);
+-- The purge finds what is over.
+CREATE INDEX IF NOT EXISTS login_sessions_expires ON login_sessions (expires_at);
+-- Each round of a worker reads what is newer than its last snapshot.
+CREATE INDEX IF NOT EXISTS cutoffs_xid ON cutoffs (xid);
+-- The purge finds what is over.
+CREATE INDEX IF NOT EXISTS cutoffs_expires ON cutoffs (expires_at);
+-- The history, newest first.
+CREATE INDEX IF NOT EXISTS revocations_newest ON revocations (created_at DESC, id DESC);
+-- "Why was this token refused?", and a token without generations from before the last purge.
+CREATE INDEX IF NOT EXISTS revocations_subject ON revocations (scope, subject, created_at DESC);
+-- Failures of a name, of an address, in the last minutes.
+CREATE INDEX IF NOT EXISTS sign_in_attempts_name ON sign_in_attempts (name_key, tried_at);
+CREATE INDEX IF NOT EXISTS sign_in_attempts_address ON sign_in_attempts (address_key, tried_at);
+
+-- ------------------------------------------------------------------------------------------------------ functions
+-- How much longer than its last token a cutoff is kept: the leeway of `exp`, and as much again for a slow commit.
+CREATE OR REPLACE FUNCTION cutoff_leeway() RETURNS interval LANGUAGE sql IMMUTABLE
+RETURN interval '10 seconds';
+
+-- When the last token under an older generation is over: those on record, and those being minted at this moment.
+CREATE OR REPLACE FUNCTION cutoff_expiry(last_token_expires_at timestamptz) RETURNS timestamptz LANGUAGE sql STABLE
+RETURN
+    greatest(
+        last_token_expires_at,
+        clock_timestamp() + (SELECT make_interval(secs => access_ttl_s) FROM everyone)
+    ) + cutoff_leeway();
+
+CREATE OR REPLACE FUNCTION raise_cutoff(
+    new_scope cutoff_scope, new_subject text, new_min_gen bigint, new_expires_at timestamptz
+) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO cutoffs AS old (scope, subject, min_gen, cutoff_at, expires_at)
+    VALUES (new_scope, new_subject, new_min_gen, clock_timestamp(), new_expires_at)
+    ON CONFLICT (scope, subject) DO UPDATE SET
+        min_gen = excluded.min_gen, cutoff_at = excluded.cutoff_at, expires_at = excluded.expires_at
+    WHERE old.min_gen < excluded.min_gen OR new_scope = 'session';
+$$;
+
+-- A setting that the application gives its transaction, for the history; NULL when it gave none (psql).
+CREATE OR REPLACE FUNCTION said(name text) RETURNS text LANGUAGE sql STABLE
+RETURN nullif(current_setting('lastcall.' || name, TRUE), '');
+
+-- The history row of a revocation that a trigger made. The application writes its own, and says so by revocation_id.
+CREATE OR REPLACE FUNCTION write_history(
+    new_scope text, new_subject text, name text, new_cause text, generation bigint, ended bigint, expires timestamptz
+) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO revocations (
+        scope, subject, subject_name, reason, actor_id, actor_name, actor_session, actor_ip, cause, min_gen, cutoff_at,
+        sessions_ended, expires_at
+    )
+    SELECT
+        new_scope, new_subject, name, left(said('reason'), 500), said('actor_id'),
+        coalesce(said('actor_name'), 'database role ' || session_user), said('actor_session'), said('actor_ip')::inet,
+        new_cause, generation, clock_timestamp(), ended, expires
+    WHERE said('revocation_id') IS NULL;
+$$;
+
+-- The user's generation has risen to `generation`: cut off, mark his sessions, write the history.
+CREATE OR REPLACE FUNCTION cut_off_user(cut_user uuid, name text, generation bigint, new_cause text)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    ended bigint;
+    expires timestamptz;
+BEGIN
+    SELECT cutoff_expiry(max(token_expires_at)) INTO expires FROM login_sessions WHERE user_id = cut_user;
+    PERFORM raise_cutoff('user', cut_user::text, generation, expires);
+    UPDATE login_sessions SET
+        ended_at = clock_timestamp(), ended_scope = 'user',
+        ended_by = coalesce(said('actor_name'), 'database role ' || session_user),
+        end_reason = coalesce(said('reason'), new_cause)
+    WHERE user_id = cut_user AND ended_at IS NULL AND user_gen < generation
+        AND id::text IS DISTINCT FROM said('keep_session');
+    GET DIAGNOSTICS ended = ROW_COUNT;
+    PERFORM write_history('user', cut_user::text, name, new_cause, generation, ended, expires);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION users_before_insert() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- The same id again (a restored row): his old tokens must stay dead.
+    NEW.gen := greatest(NEW.gen, (SELECT min_gen FROM cutoffs WHERE scope = 'user' AND subject = NEW.id::text));
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION users_before_update() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.id <> OLD.id THEN
+        RAISE EXCEPTION 'users.id never changes: tokens name it' USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    NEW.gen := greatest(NEW.gen, OLD.gen);
+    IF NEW.password_hash <> OLD.password_hash AND said('rehash') IS NULL
+        OR NEW.disabled_at IS NOT NULL AND OLD.disabled_at IS NULL THEN
+        NEW.gen := greatest(NEW.gen, OLD.gen + 1);
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION users_after_update() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM cut_off_user(NEW.id, NEW.username, NEW.gen, CASE
+        WHEN NEW.disabled_at IS NOT NULL AND OLD.disabled_at IS NULL THEN 'user_disabled'
+        WHEN NEW.password_hash <> OLD.password_hash THEN 'password_changed'
+        ELSE coalesce(said('cause'), 'generation_raised') END);
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION users_after_delete() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM cut_off_user(OLD.id, OLD.username, OLD.gen + 1, 'user_deleted');
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION users_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE everyone SET gen = gen + 1;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION user_roles_after_loss() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF lower(coalesce(said('revoke_on_role_removal'), 'on')) NOT IN ('off', 'false', 'no', '0') THEN
+        PERFORM set_config('lastcall.cause', 'role_lost', TRUE);
+        -- One rise a transaction: two roles lost at once are one revocation.
+        UPDATE users SET gen = gen + 1 WHERE id = OLD.user_id AND NOT EXISTS (
+            SELECT FROM cutoffs
+            WHERE scope = 'user' AND subject = OLD.user_id::text AND xid = pg_current_xact_id() AND min_gen = users.gen
+        );
+        PERFORM set_config('lastcall.cause', '', TRUE);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION everyone_after_update() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    expires timestamptz := cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions));
+BEGIN
+    PERFORM raise_cutoff('everyone', '', NEW.gen, expires);
+    PERFORM write_history('everyone', '', '', coalesce(said('cause'), 'generation_raised'), NEW.gen, 0, expires);
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION everyone_before_update() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.gen := greatest(NEW.gen, OLD.gen);
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION login_sessions_after_end() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM raise_cutoff('session', OLD.id::text, 0, OLD.token_expires_at + cutoff_leeway());
+    RETURN NULL;
+END
+$$;
+
+-- Stamps the position, and holds "only ever rises" for every writer.
+CREATE OR REPLACE FUNCTION cutoffs_before_write() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.xid := pg_current_xact_id();
+    IF TG_OP = 'UPDATE' THEN
+        NEW.min_gen := greatest(NEW.min_gen, OLD.min_gen);
+        NEW.cutoff_at := greatest(NEW.cutoff_at, OLD.cutoff_at);
+        NEW.expires_at := greatest(NEW.expires_at, OLD.expires_at);
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+-- A hint to look now; nothing depends on it. A foreign writer's cutoff also lifts the counter that sign-ins read,
+-- or nobody could sign in until it expires.
+CREATE OR REPLACE FUNCTION cutoffs_after_write() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('lastcall_cutoffs', '');
+    IF NEW.scope = 'user' THEN
+        UPDATE users SET gen = NEW.min_gen WHERE id::text = NEW.subject AND gen < NEW.min_gen
+            AND id = CASE WHEN NEW.subject ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN NEW.subject::uuid END;
+    ELSIF NEW.scope = 'everyone' THEN
+        UPDATE everyone SET gen = NEW.min_gen WHERE gen < NEW.min_gen;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- ------------------------------------------------------------------------------------------------------- triggers
+CREATE OR REPLACE TRIGGER users_before_insert BEFORE INSERT ON users
+FOR EACH ROW EXECUTE FUNCTION users_before_insert();
+CREATE OR REPLACE TRIGGER users_before_update BEFORE UPDATE ON users
+FOR EACH ROW EXECUTE FUNCTION users_before_update();
+CREATE OR REPLACE TRIGGER users_after_update AFTER UPDATE ON users
+FOR EACH ROW WHEN (NEW.gen > OLD.gen) EXECUTE FUNCTION users_after_update();
+CREATE OR REPLACE TRIGGER users_after_delete AFTER DELETE ON users
+FOR EACH ROW EXECUTE FUNCTION users_after_delete();
+CREATE OR REPLACE TRIGGER users_after_truncate AFTER TRUNCATE ON users
+FOR EACH STATEMENT EXECUTE FUNCTION users_after_truncate();
+CREATE OR REPLACE TRIGGER user_roles_after_delete AFTER DELETE ON user_roles
+FOR EACH ROW EXECUTE FUNCTION user_roles_after_loss();
+CREATE OR REPLACE TRIGGER user_roles_after_update AFTER UPDATE ON user_roles
+FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION user_roles_after_loss();
+CREATE OR REPLACE TRIGGER everyone_before_update BEFORE UPDATE ON everyone
+FOR EACH ROW EXECUTE FUNCTION everyone_before_update();
+CREATE OR REPLACE TRIGGER everyone_after_update AFTER UPDATE ON everyone
+FOR EACH ROW WHEN (NEW.gen > OLD.gen) EXECUTE FUNCTION everyone_after_update();
+-- A session that a user's or everyone's generation has ended needs no cutoff of its own.
+CREATE OR REPLACE TRIGGER login_sessions_after_end AFTER UPDATE ON login_sessions
+FOR EACH ROW WHEN (
+    OLD.ended_at IS NULL AND NEW.ended_at IS NOT NULL AND coalesce(NEW.ended_scope, 'session') = 'session'
+)
+EXECUTE FUNCTION login_sessions_after_end();
+CREATE OR REPLACE TRIGGER login_sessions_after_delete AFTER DELETE ON login_sessions
+FOR EACH ROW WHEN (OLD.ended_at IS NULL AND OLD.token_expires_at + cutoff_leeway() > clock_timestamp())
+EXECUTE FUNCTION login_sessions_after_end();
+CREATE OR REPLACE TRIGGER cutoffs_before_write BEFORE INSERT OR UPDATE ON cutoffs
+FOR EACH ROW EXECUTE FUNCTION cutoffs_before_write();
+CREATE OR REPLACE TRIGGER cutoffs_after_write AFTER INSERT OR UPDATE ON cutoffs
+FOR EACH ROW EXECUTE FUNCTION cutoffs_after_write();
+-- Rows that logical replication brings from another region are stamped and announced here as well.
+ALTER TABLE cutoffs ENABLE ALWAYS TRIGGER cutoffs_before_write;
+ALTER TABLE cutoffs ENABLE ALWAYS TRIGGER cutoffs_after_write;
