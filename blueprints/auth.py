@@ -8,7 +8,7 @@ from uuid import UUID
 from flask import Blueprint, Response
 
 from blueprints.operation import API, answer, operation
-from blueprints.problems import problem
+from blueprints.problems import not_confirmed
 from blueprints.receipts import wait_until_in_force
 from blueprints.server import actor, client_of_request, own_id, server
 from blueprints.shapes import Me, OwnSession, PasswordChange, Refresh, SignIn, TokensAnswer
@@ -46,7 +46,7 @@ def logout() -> Response:
     who = actor(current_claims, None)
     receipt = force_logout.revoke_session(UUID(current_claims.sid), who, user_id=own_id(current_claims), cause="logout")
     if not wait_until_in_force(receipt.position):
-        return _not_yet()
+        return not_confirmed()
     return Response(status=204, headers={"Cache-Control": "no-store"})
 
 
@@ -81,14 +81,5 @@ def password(body: PasswordChange) -> Response:
         server().settings,
     )
     if not wait_until_in_force(position):
-        return _not_yet()
+        return not_confirmed()
     return answer(TokensAnswer.model_validate(tokens))
-
-
-def _not_yet() -> Response:
-    return problem(
-        503,
-        "not_confirmed",
-        "It is written and will be in force everywhere within a lease, but a worker has not confirmed it in time.",
-        {"Retry-After": "2"},
-    )

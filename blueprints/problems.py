@@ -46,6 +46,16 @@ def problem(status: int, code: str, detail: str, headers: dict[str, str] | None 
     )
 
 
+def not_confirmed() -> Response:
+    """A change was committed, but a worker has neither confirmed it nor lost its lease in time."""
+    return problem(
+        503,
+        "not_confirmed",
+        "It is written and will be in force everywhere within a lease, but a worker has not confirmed it in time.",
+        {"Retry-After": "2"},
+    )
+
+
 def known_problem(error: LastcallError) -> Response:
     if isinstance(error, TokenRejected):
         reason = _reason(error) if isinstance(error, Revoked) else None

@@ -55,6 +55,7 @@ class Lastcall:
         longest_lifetime_s: int = 900,
         stale: str = "ask",
         service: str = "service",
+        version: str = "",
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self.cutoffs = Cutoffs()
@@ -67,7 +68,7 @@ class Lastcall:
             asker=Asker(ask_url or database_url) if stale == "ask" else None,
         )
         self.listener = CutoffListener(
-            database_url, self.cutoffs, lease_s=lease_s, service=service, on_change=on_change
+            database_url, self.cutoffs, lease_s=lease_s, service=service, version=version, on_change=on_change
         )
         if app is not None:
             self.init_app(app)
@@ -129,6 +130,7 @@ def require_role(role: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             return view(*args, **kwargs)
 
         cast(Any, guarded).is_guarded = True
+        cast(Any, guarded).required_role = role
         return guarded
 
     return decorate

@@ -8,7 +8,7 @@ TOPICS = ("sessions", "revocation", "workers")
 
 
 class Changes:
-    """`note` raises a topic's number and wakes the streams; `wait` returns the topics that rose."""
+    """`note` raises a topic's number and wakes the streams that `wait`."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -28,11 +28,11 @@ class Changes:
             self._numbers[topic] += 1
             self._changed.notify_all()
 
-    def wait(self, known: dict[str, int], timeout_s: float) -> list[str]:
-        """The topics whose numbers differ from `known`, as soon as there is one; empty after `timeout_s`."""
+    def wait(self, known: dict[str, int], timeout_s: float) -> dict[str, int]:
+        """The numbers, as soon as one differs from `known`, or the board closes, or `timeout_s` is over."""
         with self._changed:
             self._changed.wait_for(lambda: self.closing or self._numbers != known, timeout_s)
-            return [topic for topic in TOPICS if self._numbers[topic] != known[topic]]
+            return dict(self._numbers)
 
     def open_stream(self, most: int) -> bool:
         """Take one of `most` places for a stream; False when all are taken."""

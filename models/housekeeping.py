@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from sqlalchemy import text
 
@@ -212,3 +213,23 @@ def _send_canary(fenced: set[str]) -> None:
             text("SELECT raise_cutoff('user', :canary, :gen, clock_timestamp() + interval '1 hour')"),
             {"canary": CANARY, "gen": (row.min_gen or 0) + 1},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the tables are; `sessions` is the planner's estimate. `canary_age_s` is None before the first one."""
+
+    cutoffs: int
+    sessions: int
+    canary_age_s: float | None
+
+
+def read_sizes() -> Sizes:
+    query = text("""
+        SELECT
+            (SELECT count(*) FROM cutoffs),
+            (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'login_sessions'::regclass),
+            (SELECT extract(epoch FROM clock_timestamp() - canary_at)::float8 FROM everyone)
+    """)
+    with transaction() as session:
+        return Sizes(*session.execute(query).one())

@@ -142,26 +142,26 @@ def create_user(username: str, password: str, roles: Sequence[str]) -> UserFacts
         return _facts(_found(user_id), 0)
 
 
-def set_disabled(user_id: UUID, disabled: bool, actor: Actor) -> Changed:
-    """Disable (ends every session) or enable a user. Raises NotFound, Conflict for the last admin."""
+def change_user(user_id: UUID, *, disabled: bool | None, password: str | None, actor: Actor) -> Changed:
+    """Disable or enable a user, give a new password, or both; None leaves a part as it is. Disabling and a new
+    password end every session. Raises NotFound, Conflict for the last admin."""
+    password_hash = passwords.hash_password(password) if password is not None else None
     with transaction():
         user = _locked(user_id)
-        if disabled:
+        changes: dict[str, str] = {}
+        if disabled and user.disabled_at is None:
             _keep_an_admin(user_id)
-        if disabled == (user.disabled_at is not None):
+            changes["disabled_at"] = "clock_timestamp()"
+        elif disabled is False and user.disabled_at is not None:
+            changes["disabled_at"] = "NULL"
+        if password_hash is not None:
+            changes["password_hash"] = ":hash"
+        if not changes:
             return Changed(_facts(user, count_active(user_id)), None)
-        return _apply(user_id, actor, {"disabled_at": "clock_timestamp()" if disabled else "NULL"})
+        return _apply(user_id, actor, changes, {"hash": password_hash} if password_hash else {})
 
 
-def set_password(user_id: UUID, password: str, actor: Actor) -> Changed:
-    """Give a user a new password (ends every session). Raises NotFound."""
-    password_hash = passwords.hash_password(password)
-    with transaction():
-        _locked(user_id)
-        return _apply(user_id, actor, {"password_hash": ":hash"}, hash=password_hash)
-
-
-def _apply(user_id: UUID, actor: Actor, changes: dict[str, str], **values: str) -> Changed:
+def _apply(user_id: UUID, actor: Actor, changes: dict[str, str], values: dict[str, str]) -> Changed:
     """`changes` is SQL of ours, never a client's; values come as parameters."""
     say(**actor.facts())
     before = count_active(user_id)

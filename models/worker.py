@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import text
@@ -118,18 +118,9 @@ def list_workers(fenced: set[str]) -> list[WorkerFacts]:
     """)
     with transaction():
         found = [WorkerFacts(*row) for row in db.session.execute(query)]
-    return [_with_state(worker, "fenced") if worker.id in fenced else worker for worker in found]
+    return [replace(worker, state="fenced") if worker.id in fenced else worker for worker in found]
 
 
-def _with_state(worker: WorkerFacts, state: str) -> WorkerFacts:
-    return WorkerFacts(
-        worker.id,
-        worker.service,
-        worker.host,
-        worker.pid,
-        worker.version,
-        state,
-        worker.lease_age_ms,
-        worker.behind,
-        worker.started_at,
-    )
+def observed_workers(watch: WorkerWatch) -> list[WorkerFacts]:
+    """All workers, as this process has just seen their leases."""
+    return list_workers(observe_workers(watch))

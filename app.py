@@ -1,0 +1,147 @@
+"""The application: the only place where everything meets."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import secure
+from flask import Flask, Response, g, redirect, request
+from flask.typing import ResponseReturnValue
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+import lastcall
+import settings as configuration
+from blueprints import auth, console, events, ops, problems, revocations, sessions, users, workers
+from blueprints.commands import register_commands
+from blueprints.server import Server
+from lastcall.flask import Lastcall
+from models import passwords
+from models.changes import Changes
+from models.cursor import set_cursor_secret
+from models.database import apply_schema, db, engine_options, engine_url, transaction
+from models.everyone import note_access_ttl
+from models.housekeeping import Housekeeper
+from models.seen import Seen
+from models.user import ensure_first_admin
+from models.worker import WorkerWatch
+from settings import Settings
+
+LARGEST_BODY = 64 * 1024
+"""Longer bodies are refused before they are read (bytes)."""
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Build the application; no thread starts here, so that it may be built before a fork (gunicorn --preload).
+
+    Raises SettingsError.
+    """
+    settings = settings or configuration.from_environment(embedded_url=os.environ.get("LASTCALL_EMBEDDED_URL"))
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY=settings.secret_key,
+        SQLALCHEMY_DATABASE_URI=engine_url(settings.database_url or "postgresql://"),
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(),
+        MAX_CONTENT_LENGTH=LARGEST_BODY,
+        MAX_FORM_MEMORY_SIZE=LARGEST_BODY,
+        SESSION_COOKIE_NAME="__Host-lastcall" if settings.secure_cookies else "lastcall",
+        SESSION_COOKIE_SECURE=settings.secure_cookies,
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_PATH="/",
+    )
+    passwords.configure(
+        time_cost=settings.argon2_time_cost,
+        memory_kib=settings.argon2_memory_kib,
+        parallelism=settings.argon2_parallelism,
+    )
+    set_cursor_secret(settings.secret_key)
+    db.init_app(app)
+    if settings.trusted_proxies:
+        hops = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    server = _server(app, settings)
+    app.extensions["lastcall_server"] = server
+    server.lastcall.init_app(app)
+    problems.init_app(app)
+    console.init_app(app)
+    for part in (auth, sessions, revocations, users, workers, events, ops, console):
+        app.register_blueprint(part.bp)
+    app.add_url_rule("/", "home", lambda: redirect("/console/"))
+    register_commands(app)
+    _note_sightings(app, server)
+    _add_security_headers(app)
+    return app
+
+
+def prepare_database(settings: Settings) -> str | None:
+    """Apply schema.sql and make the first admin where there is none. Returns the password invented for it, or None."""
+    apply_schema(settings.database_url)
+    with create_app(settings).app_context():
+        with transaction():
+            note_access_ttl(settings.access_ttl)
+        try:
+            return ensure_first_admin(settings.admin_username, settings.admin_password)
+        finally:
+            db.engine.dispose()
+
+
+def _server(app: Flask, settings: Settings) -> Server:
+    changes, watch, seen = Changes(), WorkerWatch(), Seen()
+    guarding = Lastcall(
+        database_url=settings.listen_url,
+        ask_url=settings.database_url,
+        keys=settings.keys,
+        issuer=settings.issuer,
+        audience=settings.audience,
+        lease_s=settings.lease,
+        longest_lifetime_s=settings.longest_lifetime,
+        stale=settings.stale,
+        service="lastcall",
+        version=lastcall.__version__,
+        on_change=lambda: changes.note("revocation"),
+    )
+    return Server(settings, guarding, watch, seen, changes, Housekeeper(app.app_context, watch, seen, changes))
+
+
+def _note_sightings(app: Flask, server: Server) -> None:
+    """Every accepted token is a sighting of its session; written in batches, never in the request."""
+
+    @app.after_request
+    def note(response: Response) -> Response:
+        claims = g.get("lastcall_claims")
+        if claims is not None and claims.sid is not None:
+            server.seen.note(claims.sid, request.remote_addr)
+        return response
+
+
+def _add_security_headers(app: Flask) -> None:
+    """Nothing inline, nothing from elsewhere, no frame (OWASP ASVS 5.0, V3.4)."""
+    policy = (
+        secure.ContentSecurityPolicy()
+        .default_src("'self'")
+        .img_src("'self'", "data:")
+        .object_src("'none'")
+        .base_uri("'none'")
+        .form_action("'self'")
+        .frame_ancestors("'none'")
+    )
+    headers: dict[str, Any] = dict(
+        secure.Secure(
+            csp=policy,
+            xcto=secure.XContentTypeOptions(),
+            xfo=secure.XFrameOptions().deny(),
+            referrer=secure.ReferrerPolicy().same_origin(),
+            permissions=secure.PermissionsPolicy().camera().geolocation().microphone(),
+            coop=secure.CrossOriginOpenerPolicy().same_origin(),
+            corp=secure.CrossOriginResourcePolicy().same_origin(),
+        ).headers
+    )
+
+    @app.after_request
+    def protect(response: Response) -> ResponseReturnValue:
+        for name, value in headers.items():
+            response.headers.setdefault(name, value)
+        if request.is_secure:
+            response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+        return response
