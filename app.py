@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import secure
@@ -12,7 +13,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 import lastcall
 import settings as configuration
-from blueprints import auth, console, events, ops, problems, revocations, sessions, users, workers
+from blueprints import auth, console, console_pages, events, ops, problems, revocations, sessions, users, workers
 from blueprints.commands import register_commands
 from blueprints.server import Server
 from lastcall.flask import Lastcall
@@ -34,9 +35,9 @@ LARGEST_BODY = 64 * 1024
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the application; no thread starts here, so that it may be built before a fork (gunicorn --preload).
 
-    Raises SettingsError.
+    Without settings they come from the environment; a wrong value there ends the process with one line.
     """
-    settings = settings or configuration.from_environment(embedded_url=os.environ.get("LASTCALL_EMBEDDED_URL"))
+    settings = settings or _from_environment()
     app = Flask(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key,
@@ -65,13 +66,20 @@ def create_app(settings: Settings | None = None) -> Flask:
     server.lastcall.init_app(app)
     problems.init_app(app)
     console.init_app(app)
-    for part in (auth, sessions, revocations, users, workers, events, ops, console):
+    for part in (auth, sessions, revocations, users, workers, events, ops, console, console_pages):
         app.register_blueprint(part.bp)
     app.add_url_rule("/", "home", lambda: redirect("/console/"))
-    register_commands(app)
+    register_commands(app, lambda url: create_app(_from_environment(url)))
     _note_sightings(app, server)
     _add_security_headers(app)
     return app
+
+
+def _from_environment(embedded_url: str | None = None) -> Settings:
+    try:
+        return configuration.from_environment(embedded_url=embedded_url or os.environ.get("LASTCALL_EMBEDDED_URL"))
+    except configuration.SettingsError as error:
+        sys.exit(f"lastcall: {error}")
 
 
 def prepare_database(settings: Settings) -> str | None:

@@ -125,11 +125,16 @@ def _read_body(shape: type[Given], *, optional: bool) -> Given:
     return shape.model_validate(content)
 
 
-def _invalid(error: ValidationError) -> Response:
-    errors = [
+def field_errors(error: ValidationError) -> list[dict[str, str]]:
+    """Which fields are wrong, and why: `{"field": …, "message": …}`. What was sent is never repeated."""
+    return [
         {"field": ".".join(str(part) for part in item["loc"])[:100] or "request", "message": _message(item["type"], item)}
         for item in error.errors(include_input=False, include_url=False)[:20]
     ]
+
+
+def _invalid(error: ValidationError) -> Response:
+    errors = field_errors(error)
     named = "; ".join(f"{item['field']}: {item['message']}" for item in errors[:3])
     return problem(400, "invalid_request", f"Nothing was changed. {named}.", errors=errors)
 

