@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -183,13 +183,13 @@ def _signing_keys(env: Mapping[str, str], data_dir: Path) -> KeyRing:
     except ValueError as error:
         raise SettingsError(
             f"LASTCALL_SIGNING_KEY: {error}; give a private JWK or JWK set, a PEM private key (RSA of 2048 bits or"
-            " more, P-256, Ed25519), or an HS256 secret of 32 bytes or more; several for rotation, the signing one first"
+            " more, P-256, Ed25519), or an HS256 secret of 32 bytes or more; several for rotation, the signing one"
+            " first"
         ) from None
 
 
-def _kept_secret(path: Path, make: object) -> str:
+def _kept_secret(path: Path, make: Callable[[], str]) -> str:
     """The secret kept in `path` (mode 0600), made on first use. Two processes that start at once agree on one."""
-    assert callable(make)
     try:
         if path.exists():
             return path.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""The command line: `flask --app app …`. It works with the web processes down; the embedded database is started if need be."""
+"""The command line: `flask --app app …`. It works with the web processes down (it starts the embedded database)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def register_commands(app: Flask, app_on: AppOn) -> None:
     add("sessions", sessions)
     add("purge", purge)
     add("demo-data", demo_data)
-    group = app.cli.group("revoke", help="Sign out a user, end one session, or sign out everyone; at once, everywhere.")(_group)
+    group = app.cli.group(
+        "revoke", help="Sign out a user, end one session, or sign out everyone; at once, everywhere."
+    )(_group)
     add("user", revoke_user, group)
     add("session", revoke_session, group)
     add("everyone", revoke_everyone, group)
@@ -99,7 +101,9 @@ def create_admin(username: str | None, named: str | None, password_stdin: bool) 
     password = given if given is not None else passwords.invent_password()
     new = NewUser(username=username or named or settings.admin_username, password=password, roles=[ADMIN])
     made = users.create_user(new.username, new.password, new.roles)
-    click.echo(f"{made.username} is an admin." + ("" if given is not None else f" Password, shown only once: {password}"))
+    click.echo(
+        f"{made.username} is an admin." + ("" if given is not None else f" Password, shown only once: {password}")
+    )
 
 
 @click.option("--user", help="Name or id.")
@@ -208,6 +212,7 @@ def _print_receipt(receipt: Receipt) -> None:
         )
     fenced = f", {workers.fenced} fenced" if workers.fenced else ""
     click.echo(
-        f"In force on {workers.confirmed} of {workers.live} workers in {workers.elapsed_ms:.0f} ms{fenced}: {ended} ended"
+        f"In force on {workers.confirmed} of {workers.live} workers in {workers.elapsed_ms:.0f} ms{fenced}: {ended}"
+        " ended"
         f" (revocation {receipt.revocation_id})"
     )

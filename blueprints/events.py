@@ -66,6 +66,7 @@ def _events(changes: Changes, check: Callable[[], object]) -> Iterator[str]:
         known = numbers
         if risen or boottime_ns() - beat_ns > BEAT_EVERY_S * 1e9:
             beat_ns = boottime_ns()
-            yield "".join(
-                f"event: {topic}\ndata: {json.dumps({'number': numbers[topic]})}\n\n" for topic in risen
-            ) or ": still here\n\n"
+            yield (
+                "".join(f"event: {topic}\ndata: {json.dumps({'number': numbers[topic]})}\n\n" for topic in risen)
+                or ": still here\n\n"
+            )

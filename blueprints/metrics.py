@@ -46,6 +46,8 @@ def _add_sizes(registry: CollectorRegistry, sizes: Sizes) -> None:
     Gauge("lastcall_cutoffs_in_database", "Rows of the table cutoffs", registry=registry).set(sizes.cutoffs)
     Gauge("lastcall_sessions_estimate", "Rows of the table login_sessions", registry=registry).set(sizes.sessions)
     canary = Gauge(
-        "lastcall_canary_age_seconds", "Since every live worker last refused the canary; alert above 60", registry=registry
+        "lastcall_canary_age_seconds",
+        "Since every live worker last refused the canary; alert above 60",
+        registry=registry,
     )
     canary.set(sizes.canary_age_s if sizes.canary_age_s is not None else float("nan"))

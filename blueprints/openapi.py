@@ -21,7 +21,9 @@ _TEMPLATE = "#/components/schemas/{model}"
 
 def describe(routes: Map, views: Views) -> dict[str, Any]:
     """The document, as JSON values."""
-    declared = [(rule, views[rule.endpoint]) for rule in routes.iter_rules() if hasattr(views[rule.endpoint], "operation")]
+    declared: list[tuple[Rule, Any]] = [
+        (rule, views[rule.endpoint]) for rule in routes.iter_rules() if hasattr(views[rule.endpoint], "operation")
+    ]
     paths: dict[str, Any] = {}
     for rule, view in sorted(declared, key=lambda pair: (pair[0].rule, sorted(pair[0].methods or ()))):
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)

@@ -1,8 +1,8 @@
 """`@operation`: what a view takes and answers. It validates the request, and blueprints/openapi.py documents it.
 
-    @bp.post("/auth/refresh")
-    @operation("New tokens for a refresh token", body=Refresh, answers={200: TokensAnswer})
-    def refresh(body: Refresh) -> Response: ...
+@bp.post("/auth/refresh")
+@operation("New tokens for a refresh token", body=Refresh, answers={200: TokensAnswer})
+def refresh(body: Refresh) -> Response: ...
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class UnsupportedType(Exception):
 def answer(value: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON of a declared shape. Never stored: most answers hold a session or a token."""
     text = value.model_dump_json(exclude={"tokens"} if getattr(value, "tokens", True) is None else None)
-    return Response(text + "\n", status, {"Cache-Control": "no-store", **(headers or {})}, content_type="application/json")
+    return Response(
+        text + "\n", status, {"Cache-Control": "no-store", **(headers or {})}, content_type="application/json"
+    )
 
 
 def next_link(cursor: str | None) -> dict[str, str]:
@@ -128,7 +130,10 @@ def _read_body(shape: type[Given], *, optional: bool) -> Given:
 def field_errors(error: ValidationError) -> list[dict[str, str]]:
     """Which fields are wrong, and why: `{"field": …, "message": …}`. What was sent is never repeated."""
     return [
-        {"field": ".".join(str(part) for part in item["loc"])[:100] or "request", "message": _message(item["type"], item)}
+        {
+            "field": ".".join(str(part) for part in item["loc"])[:100] or "request",
+            "message": _message(item["type"], item),
+        }
         for item in error.errors(include_input=False, include_url=False)[:20]
     ]
 

@@ -45,14 +45,16 @@ def metrics() -> Response:
             challenge = {"WWW-Authenticate": 'Bearer realm="lastcall metrics", error="invalid_token"'}
             return problem(401, "metrics_token", "Send LASTCALL_METRICS_TOKEN as a bearer token.", challenge)
     elif not _is_local():
-        return problem(403, "forbidden", "Metrics are for this host only: set LASTCALL_METRICS_TOKEN to read them from others.")
+        return problem(
+            403, "forbidden", "Metrics are for this host only: set LASTCALL_METRICS_TOKEN to read them from others."
+        )
     text, content_type = write_metrics(server())
     return Response(text, content_type=content_type, headers={"Cache-Control": "no-store"})
 
 
 @bp.get("/.well-known/jwks.json")
 def jwks() -> Response:
-    """The public keys (RFC 7517), so that others can verify; whether a token was revoked they must ask Lastcall's core."""
+    """The public keys (RFC 7517). They verify a token; whether it was revoked only Lastcall's core knows."""
     return _json(server().settings.keys.jwks(), {"Cache-Control": "public, max-age=300"})
 
 
@@ -78,5 +80,7 @@ def _is_local() -> bool:
 
 def _json(value: object, headers: dict[str, str] | None = None) -> Response:
     return Response(
-        json.dumps(value) + "\n", headers={"Cache-Control": "no-store", **(headers or {})}, content_type="application/json"
+        json.dumps(value) + "\n",
+        headers={"Cache-Control": "no-store", **(headers or {})},
+        content_type="application/json",
     )

@@ -52,7 +52,7 @@ def server() -> Server:
 
 
 def client_of_request(client_id: str | None = None) -> ClientInfo:
-    """Where this request comes from. The address is the peer's, or a trusted proxy's word (LASTCALL_TRUSTED_PROXIES)."""
+    """The address is the peer's, or what a trusted proxy says (LASTCALL_TRUSTED_PROXIES)."""
     # latin-1 is how WSGI hands headers over (PEP 3333); PostgreSQL takes no NUL.
     user_agent = request.headers.get("User-Agent", "").replace("\x00", "")
     user_agent = user_agent.encode("latin-1", "replace").decode("utf-8", "replace")

@@ -64,7 +64,9 @@ def _network(value: str) -> str:
 
 Time = Annotated[datetime, PlainSerializer(write_time, return_type=str)]
 TimeGiven = Annotated[datetime, BeforeValidator(_read_time)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text), AfterValidator(_trimmed)]
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text), AfterValidator(_trimmed)
+]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_plain_text)]
 Reason = Annotated[str, StringConstraints(max_length=500), AfterValidator(_plain_text)]
 NewPassword = Annotated[str, StringConstraints(min_length=8, max_length=1024)]
@@ -101,7 +103,9 @@ class Nothing(Given):
 class SignIn(Given):
     username: Name
     password: Password
-    client_id: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text)] | None = None
+    client_id: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text)] | None = (
+        None
+    )
 
 
 class Refresh(Given):
@@ -256,7 +260,7 @@ class WorkersConfirmed(Answer):
 
 
 class ReceiptAnswer(Answer):
-    """What a revocation did, and on which workers it is in force. With keep_current it holds the caller's new tokens."""
+    """What a revocation did, and where it is in force. With keep_current it holds the caller's new tokens."""
 
     revocation_id: str
     scope: Literal["everyone", "user", "session", "filter"]

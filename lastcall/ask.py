@@ -72,7 +72,11 @@ class Asker:
         connection: psycopg.Connection | None = getattr(self._local, "connection", None)
         if connection is None or connection.closed or connection.broken:
             connection = psycopg.connect(
-                self._conninfo, autocommit=True, connect_timeout=2, application_name="lastcall-ask", prepare_threshold=None
+                self._conninfo,
+                autocommit=True,
+                connect_timeout=2,
+                application_name="lastcall-ask",
+                prepare_threshold=None,
             )
             self._local.connection = connection
         opened.append(connection)

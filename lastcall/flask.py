@@ -1,11 +1,11 @@
 """The Flask extension: `Lastcall(app)`, `@require_token`, `@require_role("…")`. The only Flask in the core.
 
-    lastcall = Lastcall(app, database_url=…, keys=KeyRing.parse(…), issuer="lastcall", audience="lastcall")
+lastcall = Lastcall(app, database_url=…, keys=KeyRing.parse(…), issuer="lastcall", audience="lastcall")
 
-    @app.get("/invoices")
-    @require_token
-    def invoices():
-        return f"Hello {current_claims.sub}"
+@app.get("/invoices")
+@require_token
+def invoices():
+    return f"Hello {current_claims.sub}"
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def problem_response(error: LastcallError, **more: str) -> Response:
         if isinstance(error, Missing):
             headers["WWW-Authenticate"] = 'Bearer realm="lastcall", error="invalid_request"'
         else:
-            headers["WWW-Authenticate"] = f'Bearer realm="lastcall", error="invalid_token", error_description="{error.code}"'
+            headers["WWW-Authenticate"] = (
+                f'Bearer realm="lastcall", error="invalid_token", error_description="{error.code}"'
+            )
     elif isinstance(error, RoleMissing):
         status, title = 403, "Forbidden"
     else:

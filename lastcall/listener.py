@@ -136,12 +136,14 @@ class CutoffListener:
                 self._complain(error)
             except Exception:
                 self.cutoffs.fence()
-                log.exception("lastcall: the listener failed unexpectedly; this worker answers 503 until it has recovered")
+                log.exception(
+                    "lastcall: the listener failed unexpectedly; this worker answers 503 until it has recovered"
+                )
             finally:
                 self._connection, self._busy_since_ns = None, 0
             if self.reads_done > rounds_before:
                 delay_s = 0.1
-            self._stopping.wait(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, no secret)
+            self._stopping.wait(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2, 2.0)
 
     def _complain(self, error: Exception) -> None:
@@ -149,8 +151,8 @@ class CutoffListener:
             self._complained = True
             reason = " ".join(str(error).split()) or type(error).__name__
             log.warning(
-                "lastcall: worker %s has lost the database (%s); it trusts its cutoffs for at most %.1f s more and keeps"
-                " trying",
+                "lastcall: worker %s has lost the database (%s); it trusts its cutoffs for at most %.1f s more and"
+                " keeps trying",
                 os.getpid(),
                 reason[:300],
                 self.lease_s,
@@ -191,7 +193,9 @@ class CutoffListener:
         for _ in range(3):
             row = connection.execute("SELECT pg_backend_pid(), pg_is_in_recovery()").fetchone()
             if row is None or row[1]:
-                raise Unsuitable("connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary")
+                raise Unsuitable(
+                    "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary"
+                )
             pids.add(row[0])
         probe = f"lastcall_probe_{uuid.uuid4().hex}"
         connection.execute(f"LISTEN {probe}")
@@ -200,7 +204,8 @@ class CutoffListener:
         connection.execute(f"UNLISTEN {probe}")
         if len(pids) != 1 or not heard:
             raise Unsuitable(
-                "NOTIFY does not come back: a transaction-mode pooler is in between; set LASTCALL_LISTEN_URL to a direct URL"
+                "NOTIFY does not come back: a transaction-mode pooler is in between; set LASTCALL_LISTEN_URL to a"
+                " direct URL"
             )
         # A lost renewal only fences this worker; a lost registration is another matter, see _register.
         connection.execute("SET synchronous_commit = off")
@@ -248,13 +253,12 @@ class CutoffListener:
 
     def _read(self, connection: psycopg.Connection, *, everything: bool) -> tuple[bool, str]:
         """Apply what is new since the last position, or everything. Returns whether there was any, and the position."""
-        cursor: psycopg.Cursor[tuple[Any, ...]]
-        if everything:
-            cursor = connection.execute(_READ_ALL)
-        else:
-            cursor = connection.execute(_READ_NEW, (self._position,))
-        position, changed = "", False
-        for position, now_us, purged_us, *cutoff in cursor:
+        cursor: psycopg.Cursor[tuple[Any, ...]] = (
+            connection.execute(_READ_ALL) if everything else connection.execute(_READ_NEW, (self._position,))
+        )
+        position, changed, now_us, purged_us = "", False, 0, 0
+        for row in cursor:
+            position, now_us, purged_us, *cutoff = row
             if cutoff[0] is not None:
                 changed = self._apply(tuple(cutoff)) or changed
         if not position:
@@ -280,8 +284,8 @@ class CutoffListener:
             return False
         self.cutoffs.fence()
         log.critical(
-            "lastcall: the database has gone BACK in time (a restored backup, or a failover that lost commits); worker %s"
-            " stops trusting its cutoffs, reads everything anew and lowers none. Revocations of the lost time may be"
+            "lastcall: the database has gone BACK in time (a restored backup, or a failover that lost commits); worker"
+            " %s stops trusting its cutoffs, reads everything anew and lowers none. Revocations of the lost time may be"
             " missing: log out all users",
             os.getpid(),
         )

@@ -29,7 +29,7 @@ LARGEST_TOKEN = 8192
 
 ALGORITHMS = ("RS256", "EdDSA", "ES256", "HS256")
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
-_PRIVATE_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
+_ALGORITHM_OF = {"RSA": "RS256", "EC P-256": "ES256", "OKP Ed25519": "EdDSA", "oct": "HS256"}
 _THUMBPRINT_MEMBERS = {"RSA": ("e", "kty", "n"), "EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x")}
 
 
@@ -109,7 +109,11 @@ class KeyRing:
             raise Malformed from None
         if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
             raise Malformed
-        if not fields.keys() <= {"typ", "alg", "kid"}:  # no jwk, jku, x5u, crit, b64, zip: nothing is fetched or skipped
+        if not fields.keys() <= {
+            "typ",
+            "alg",
+            "kid",
+        }:  # no jwk, jku, x5u, crit, b64, zip: nothing is fetched or skipped
             raise Invalid
         if fields.get("typ", "").lower() not in ("at+jwt", "application/at+jwt"):
             raise Invalid
@@ -158,7 +162,7 @@ def generate_signing_key(alg: str) -> dict[str, Any]:
         private = ed25519.Ed25519PrivateKey.generate()
     else:
         raise ValueError(f"unknown algorithm; allowed are {', '.join(ALGORITHMS)}")
-    jwk: dict[str, Any] = dict(jwt.get_algorithm_by_name(alg).to_jwk(private, as_dict=True))  # type: ignore[call-overload]
+    jwk: dict[str, Any] = dict(jwt.get_algorithm_by_name(alg).to_jwk(private, as_dict=True))
     jwk.pop("key_ops", None)
     return jwk | {"alg": alg, "kid": _thumbprint(jwk)}
 
@@ -173,13 +177,7 @@ def _thumbprint(jwk: dict[str, Any]) -> str:
 def _key_from_jwk(jwk: Any) -> Key:
     if not isinstance(jwk, dict):
         raise ValueError("a key of the set is no JWK")
-    kind = (jwk.get("kty"), jwk.get("crv"))
-    alg = {
-        ("RSA", None): "RS256",
-        ("EC", "P-256"): "ES256",
-        ("OKP", "Ed25519"): "EdDSA",
-        ("oct", None): "HS256",
-    }.get(kind)
+    alg = _ALGORITHM_OF.get(f"{jwk.get('kty')} {jwk.get('crv', '')}".strip())
     if alg is None or jwk.get("alg", alg) != alg:
         raise ValueError("a key's type or algorithm is not one of " + ", ".join(ALGORITHMS))
     if alg == "HS256":
@@ -204,7 +202,9 @@ def _key_from_pem(block: str) -> Key:
         raise ValueError("a PEM key that cannot be read, or is encrypted") from None
     if isinstance(loaded, rsa.RSAPrivateKey | rsa.RSAPublicKey):
         alg = "RS256"
-    elif isinstance(loaded, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) and loaded.curve.name == "secp256r1":
+    elif (
+        isinstance(loaded, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) and loaded.curve.name == "secp256r1"
+    ):
         alg = "ES256"
     elif isinstance(loaded, ed25519.Ed25519PrivateKey | ed25519.Ed25519PublicKey):
         alg = "EdDSA"
@@ -219,7 +219,7 @@ def _key_from_loaded(loaded: Any, alg: str, kid: object) -> Key:
     if alg == "RS256" and public.key_size < 2048:
         raise ValueError("an RSA key of less than 2048 bits")
     algorithm = jwt.get_algorithm_by_name(alg)
-    jwk: dict[str, Any] = dict(algorithm.to_jwk(public, as_dict=True))  # type: ignore[call-overload]
+    jwk: dict[str, Any] = dict(algorithm.to_jwk(public, as_dict=True))
     jwk.pop("key_ops", None)
     name = _checked_kid(kid) or _thumbprint(jwk)
     return Key(name, alg, public, private, jwk | {"kid": name, "alg": alg, "use": "sig"}, algorithm)

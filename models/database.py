@@ -1,4 +1,4 @@
-"""The database connection of the server: engine options, transactions, and the seam that turns driver errors into ours."""
+"""The database connection of the server: engine options, transactions, and the seam where driver errors become ours."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import sqlalchemy
 from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy.session import Session
 from sqlalchemy import exc, text
 from sqlalchemy.orm import DeclarativeBase
 
@@ -27,7 +28,7 @@ db = SQLAlchemy(model_class=Base, disable_autonaming=True)
 
 
 class Busy(DatabaseAway):
-    """Somebody else holds a lock on this row, so nothing was changed: try again, or look for a forgotten transaction."""
+    """Somebody else holds a lock on this row, so nothing was changed: try again; look for a forgotten transaction."""
 
     code = "database_busy"
     retry_after_s = 2
@@ -46,12 +47,17 @@ def engine_options() -> dict[str, Any]:
         "max_overflow": 4,
         "pool_timeout": 2,
         "pool_pre_ping": True,
-        "connect_args": {"connect_timeout": 2, "application_name": "lastcall", "options": waits, "prepare_threshold": None},
+        "connect_args": {
+            "connect_timeout": 2,
+            "application_name": "lastcall",
+            "options": waits,
+            "prepare_threshold": None,
+        },
     }
 
 
 @contextmanager
-def transaction() -> Iterator[sqlalchemy.orm.scoped_session[sqlalchemy.orm.Session]]:
+def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway or Busy."""
     with database_errors():
         try:

@@ -1,7 +1,7 @@
 """Force logout: one transaction that revokes, then the wait until every worker has it in force.
 
-    revoke_*()  raises the generation or ends the session (the triggers write the cutoff), writes the history, commits
-    confirm()   waits until every live worker has applied it, or no longer trusts its memory
+revoke_*()  raises the generation or ends the session (the triggers write the cutoff), writes the history, commits
+confirm()   waits until every live worker has applied it, or no longer trusts its memory
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, literal_column, select, text, update
+from sqlalchemy import ColumnElement, func, literal_column, select, text, update
 
 from lastcall.clock import boottime_ns
 from models.audit import Actor
@@ -161,7 +161,7 @@ def preview(wanted: SessionFilter, caller_session: str | None) -> Preview:
     """What ending the sessions that match would hit."""
     wanted = replace(wanted, state="active")
     here = literal_column("login_sessions.id::text") == (caller_session or "")
-    admin = literal_column("'admin' = ANY (login_sessions.roles)")
+    admin: ColumnElement[bool] = literal_column("'admin' = ANY (login_sessions.roles)")
     query = select(
         func.count(),
         func.count(LoginSession.user_id.distinct()),
@@ -240,7 +240,8 @@ def _finish(
     cutoff_scope = scope if scope != "filter" else "session"
     at, expires = db.session.execute(
         text(
-            "SELECT coalesce(max(cutoff_at), clock_timestamp()), coalesce(max(expires_at), cutoff_expiry(NULL)) FROM cutoffs"
+            "SELECT coalesce(max(cutoff_at), clock_timestamp()), coalesce(max(expires_at), cutoff_expiry(NULL))"
+            " FROM cutoffs"
             " WHERE scope = CAST(:scope AS cutoff_scope) AND (subject = :subject OR :any)"
             " AND xid = pg_current_xact_id()"
         ),
@@ -280,7 +281,9 @@ def _name_of_the_gone(user_id: UUID) -> str:
     name = db.session.scalar(select(LoginSession.username).where(LoginSession.user_id == user_id).limit(1))
     if name is None:
         name = db.session.scalar(
-            select(Revocation.subject_name).where(Revocation.scope == "user", Revocation.subject == str(user_id)).limit(1)
+            select(Revocation.subject_name)
+            .where(Revocation.scope == "user", Revocation.subject == str(user_id))
+            .limit(1)
         )
     if name is None:
         raise NotFound("There is no such user, and there never was: look at the list of users.")

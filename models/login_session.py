@@ -183,9 +183,7 @@ def matches(wanted: SessionFilter) -> list[ColumnElement[bool]]:
         conditions.append(LoginSession.client_id == wanted.client)
     if wanted.ip is not None:
         network = cast(wanted.ip, INET)
-        conditions.append(
-            or_(LoginSession.ip.op("<<=")(network), LoginSession.last_ip.op("<<=")(network))
-        )
+        conditions.append(or_(LoginSession.ip.op("<<=")(network), LoginSession.last_ip.op("<<=")(network)))
     if wanted.since is not None:
         conditions.append(LoginSession.created_at >= wanted.since)
     if wanted.until is not None:
@@ -200,7 +198,7 @@ def list_sessions(
     column = getattr(LoginSession, sort.removeprefix("-"))
     order = (column.desc(), LoginSession.id.desc()) if sort.startswith("-") else (column, LoginSession.id)
     context = {"list": "sessions", "sort": sort, **wanted.as_json()}
-    query: Select[Any] = select(LoginSession, _state()).where(*matches(wanted)).order_by(*order).limit(limit + 1)
+    query = select(LoginSession, _state()).where(*matches(wanted)).order_by(*order).limit(limit + 1)
     if cursor:
         value, session_id = read_cursor(cursor, context, 2)
         place: Any = tuple_(cast(literal(value), column.type), cast(literal(session_id), LoginSession.id.type))
@@ -227,7 +225,9 @@ def get_session(session_id: UUID) -> SessionFacts | None:
 def count_active(user_id: UUID) -> int:
     """Within a transaction under way."""
     return (
-        db.session.scalar(select(func.count()).select_from(LoginSession).where(LoginSession.user_id == user_id, is_active()))
+        db.session.scalar(
+            select(func.count()).select_from(LoginSession).where(LoginSession.user_id == user_id, is_active())
+        )
         or 0
     )
 

@@ -1,4 +1,4 @@
-"""Passwords: argon2id (RFC 9106), a few at a time, so that sign-ins never starve the requests that only need a check."""
+"""Passwords: argon2id (RFC 9106), a few at a time, so that sign-ins never starve requests that only need a check."""
 
 from __future__ import annotations
 

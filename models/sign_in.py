@@ -96,7 +96,8 @@ def sign_in(username: str, password: str, client: ClientInfo, settings: Settings
         row = session.execute(
             text("""
                 INSERT INTO login_sessions AS s (
-                    id, user_id, username, roles, client_id, ip, last_ip, user_agent, device, token_expires_at, expires_at,
+                    id, user_id, username, roles, client_id, ip, last_ip, user_agent, device,
+                    token_expires_at, expires_at,
                     user_gen, everyone_gen, family_hash, refresh_hash
                 ) VALUES (
                     :id, :user_id, :username, :roles, :client_id, CAST(:ip AS inet), CAST(:ip AS inet), :user_agent,
@@ -122,7 +123,9 @@ def sign_in(username: str, password: str, client: ClientInfo, settings: Settings
                 "refresh_hash": _hash(secret),
             },
         ).one()
-    return _tokens(user, session_id, client.client_id, row.created_at, row.created_at, row.expires_at, family + secret, settings)
+    return _tokens(
+        user, session_id, client.client_id, row.created_at, row.created_at, row.expires_at, family + secret, settings
+    )
 
 
 def refresh(raw: str, client: ClientInfo, settings: Settings) -> Tokens:
@@ -167,7 +170,9 @@ def renew(session_id: str, client: ClientInfo, settings: Settings) -> Tokens:
         return _prolong(row, user, family + successor, client, settings, changes)
 
 
-def change_password(claims: Claims, current: str, new: str, client: ClientInfo, settings: Settings) -> tuple[Tokens, str]:
+def change_password(
+    claims: Claims, current: str, new: str, client: ClientInfo, settings: Settings
+) -> tuple[Tokens, str]:
     """Give oneself a new password: every other session ends, this one goes on under new tokens.
 
     Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled, Revoked.
@@ -213,7 +218,7 @@ def _facts_by(condition: str, key: str) -> Row[Any]:
 
 def _locked_session(condition: str, key: object) -> Row[Any]:
     row = db.session.execute(
-        text(f"SELECT *, clock_timestamp() AS now FROM login_sessions WHERE {condition} FOR UPDATE"),  # noqa: S608
+        text(f"SELECT *, clock_timestamp() AS now FROM login_sessions WHERE {condition} FOR UPDATE"),
         {"key": key},
     ).one_or_none()
     if row is None:
@@ -273,7 +278,7 @@ def _prolong(
     }
     sets = ", ".join(f"{name} = :{name}" for name in values)
     db.session.execute(
-        text(f"UPDATE login_sessions SET {sets}, last_ip = coalesce(CAST(:ip AS inet), last_ip) WHERE id = :id"),  # noqa: S608
+        text(f"UPDATE login_sessions SET {sets}, last_ip = coalesce(CAST(:ip AS inet), last_ip) WHERE id = :id"),
         {**values, "ip": client.ip, "id": row.id},
     )
     return _tokens(user, row.id, row.client_id, row.created_at, row.now, expires_at, refresh_token, settings)

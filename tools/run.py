@@ -1,4 +1,4 @@
-"""`make run`: PostgreSQL (embedded, unless DATABASE_URL is set), the schema, the first admin, gunicorn; until Ctrl-C."""
+"""`make run`: PostgreSQL (embedded unless DATABASE_URL is set), the schema, the first admin, gunicorn; until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _serve(settings: Settings) -> int:
     if settings.embedded:
         environment["LASTCALL_EMBEDDED_URL"] = settings.database_url
     # A session of its own: Ctrl-C reaches us alone, and we stop gunicorn first and PostgreSQL after it.
-    gunicorn = subprocess.Popen(  # noqa: S603
+    gunicorn = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "--log-level", "warning"],
         env=environment,
         start_new_session=True,
@@ -103,7 +103,9 @@ def _prepare(settings: Settings) -> str | None:
         return prepare_database(settings)
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())[:200]
-        raise StartError(f"DATABASE_URL: the database cannot be reached ({reason}); is it running, is the URL right?") from None
+        raise StartError(
+            f"DATABASE_URL: the database cannot be reached ({reason}); is it running, is the URL right?"
+        ) from None
     except (psycopg.Error, LastcallError) as error:
         raise StartError(f"the database could not be prepared: {' '.join(str(error).split())[:300]}") from None
 
@@ -156,7 +158,8 @@ def _welcome(settings: Settings, invented: str | None) -> None:
         sign_in = f"Sign in as [bold]{name}[/] with [bold]{escape(invented)}[/]  (shown only this once)"
     else:
         sign_in = f"Sign in as [bold]{name}[/], or make another admin: flask --app app create-admin"
-    text = f"Console  [bold]{_address(settings)}/console/[/]\nAPI      {_address(settings)}/docs\n\n{sign_in}\nCtrl-C stops it."
+    address = _address(settings)
+    text = f"Console  [bold]{address}/console/[/]\nAPI      {address}/docs\n\n{sign_in}\nCtrl-C stops it."
     console.print(Panel(text, title="Lastcall is running", expand=False))
 
 

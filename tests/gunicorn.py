@@ -1,0 +1,159 @@
+"""Real gunicorn workers for tests: started on a free port, asked over sockets, stopped in order."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app import prepare_database
+from settings import from_environment
+
+ROOT = Path(__file__).parent.parent
+DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered. `json` is None where the body is none."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text) if "json" in self.headers.get("Content-Type", "") else None
+
+
+class Line:
+    """One kept-alive connection: gunicorn's gthread workers serve all its requests in the same worker."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+
+    def ask(
+        self, method: str, path: str, *, token: str | None = None, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        sent = dict(headers or {})
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            body, sent["Content-Type"] = json.dumps(body), "application/json"
+        self._connection.request(method, path, body=body, headers=sent)
+        response = self._connection.getresponse()
+        return Answer(response.status, response.headers, response.read().decode())
+
+    def worker_pid(self) -> int:
+        found = re.search(r'lastcall_rounds_total\{pid="(\d+)"\}', self.ask("GET", "/metrics").text)
+        assert found is not None
+        return int(found[1])
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Gunicorn:
+    """Use it as a context manager. `options` are gunicorn's own, such as `--preload`."""
+
+    def __init__(self, workers: int, options: Sequence[str], environment: dict[str, str], log: Path) -> None:
+        self.workers = workers
+        self.port = free_port()
+        self.log = log
+        self._options = options
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("LASTCALL_", "COV_"))},
+            **environment,
+            "PORT": str(self.port),
+            "WEB_CONCURRENCY": str(workers),
+        }
+
+    def __enter__(self) -> Gunicorn:
+        prepare_database(from_environment(self._environment))
+        command = [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", *self._options]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_until_ready(self) -> None:
+        """Until every worker has read its cutoffs. What they said is shown when they do not get there."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if len(self.lines()) == self.workers:
+                    return
+            except (OSError, http.client.HTTPException, AssertionError):
+                pass
+            time.sleep(0.05)  # nothing tells from outside when a worker listens
+        raise AssertionError("gunicorn did not get ready:\n" + self.log.read_text()[-3000:])
+
+    def lines(self) -> list[Line]:
+        """One connection to each ready worker, as many as there are."""
+        found: dict[int, Line] = {}
+        for _ in range(40 * self.workers):
+            line = Line(self.port)
+            if line.ask("GET", "/readyz").status == 200 and (pid := line.worker_pid()) not in found:
+                found[pid] = line
+            else:
+                line.close()
+            if len(found) == self.workers:
+                break
+        return list(found.values())
+
+    def ask(self, method: str, path: str, **kwargs: Any) -> Answer:
+        """One request on a fresh connection: any worker may answer."""
+        line = Line(self.port)
+        try:
+            return line.ask(method, path, **kwargs)
+        finally:
+            line.close()
+
+    def sign_in(self, username: str, password: str) -> dict[str, Any]:
+        answer = self.ask("POST", "/api/v1/auth/login", body={"username": username, "password": password})
+        assert answer.status == 200, answer.text
+        tokens: dict[str, Any] = answer.json
+        return tokens
+
+    def signal(self, number: int) -> None:
+        """Send a signal to gunicorn's arbiter (HUP reloads, TTIN adds a worker)."""
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise AssertionError("gunicorn did not stop:\n" + self.log.read_text()[-3000:]) from None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
