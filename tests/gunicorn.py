@@ -71,6 +71,7 @@ class Gunicorn:
         self.port = free_port()
         self.log = log
         self._options = options
+        self._lines: list[Line] = []
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("LASTCALL_", "COV_"))},
             **environment,
@@ -112,12 +113,13 @@ class Gunicorn:
         raise AssertionError("gunicorn did not get ready:\n" + self.log.read_text()[-3000:])
 
     def lines(self) -> list[Line]:
-        """One connection to each ready worker, as many as there are."""
+        """One connection to each ready worker, as many as there are; closed when gunicorn is stopped."""
         found: dict[int, Line] = {}
         for _ in range(40 * self.workers):
             line = Line(self.port)
             if line.ask("GET", "/readyz").status == 200 and (pid := line.worker_pid()) not in found:
                 found[pid] = line
+                self._lines.append(line)
             else:
                 line.close()
             if len(found) == self.workers:
@@ -143,6 +145,8 @@ class Gunicorn:
         self.process.send_signal(number)
 
     def stop(self) -> None:
+        while self._lines:
+            self._lines.pop().close()
         if self.process.poll() is None:
             self.process.terminate()
         try:

