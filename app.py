@@ -13,7 +13,20 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 import lastcall
 import settings as configuration
-from blueprints import auth, console, console_pages, events, ops, problems, revocations, sessions, users, workers
+from blueprints import (
+    auth,
+    console,
+    console_pages,
+    console_sessions,
+    console_users,
+    events,
+    ops,
+    problems,
+    revocations,
+    sessions,
+    users,
+    workers,
+)
 from blueprints.commands import register_commands
 from blueprints.server import Server
 from lastcall.flask import Lastcall
@@ -66,7 +79,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     server.lastcall.init_app(app)
     problems.init_app(app)
     console.init_app(app)
-    for part in (auth, sessions, revocations, users, workers, events, ops, console, console_pages):
+    api = (auth, sessions, revocations, users, workers, events, ops)
+    for part in (*api, console, console_sessions, console_users, console_pages):
         app.register_blueprint(part.bp)
     app.add_url_rule("/", "home", lambda: redirect("/console/"))
     register_commands(app, lambda url: create_app(_from_environment(url)))

@@ -1,7 +1,240 @@
-from flask import Blueprint, Flask
+"""The console's door: signing in and out, who is behind a cookie, and what keeps other sites out.
+
+The cookie holds a session's tokens, signed and out of reach of scripts: a console sign-in is a session like any
+other. Every request goes through the same guard as the API, so a revoked session is out at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+from uuid import UUID
+
+from flask import Blueprint, Flask, Response, flash, g, redirect, render_template, request, session, url_for
+from flask.typing import ResponseReturnValue
+from flask_login import LoginManager, UserMixin, current_user, login_user, logout_user
+from pydantic import ValidationError
+
+from blueprints import words
+from blueprints.events import event_stream
+from blueprints.problems import problem, public_reason_of
+from blueprints.receipts import wait_until_in_force
+from blueprints.server import actor, client_of_request, server
+from blueprints.shapes import Given, Password, SignIn
+from lastcall.claims import Claims
+from lastcall.errors import CutoffsStale, DatabaseAway, Expired, LastcallError, Revoked
+from lastcall.flask import current_claims
+from models import force_logout, sign_in
+from models.errors import NotAllowed, Throttled, WrongCredentials
+from models.sign_in import RefreshReused, Tokens
+from models.user import ADMIN
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 bp = Blueprint("console", __name__, url_prefix="/console")
 
+CLIENT = "console"
+PROOF_LASTS_S = 300
+"""How long a password that was just given suffices for what needs it again (seconds)."""
+
+
+class Admin(UserMixin):  # type: ignore[misc]
+    """Who is behind the cookie, as Flask-Login wants him."""
+
+    def __init__(self, claims: Claims) -> None:
+        self.claims = claims
+
+    def get_id(self) -> str:
+        return self.claims.sid or ""
+
+
+class Proof(Given):
+    password: Password
+
 
 def init_app(app: Flask) -> None:
-    pass
+    manager = LoginManager()
+    # Flask-Login's own protection ties a cookie to an address; ours is the guard, and addresses change on the move.
+    manager.session_protection = None
+    manager.user_loader(_who_is_behind_the_cookie)
+    manager.init_app(app)
+    app.before_request(_refuse_other_sites)
+    words.init_app(app)
+
+
+def signed_in(view: Callable[P, R]) -> Callable[P, R]:
+    """Let only admins through whose session's token the guard accepts."""
+
+    @wraps(view)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not current_user.is_authenticated:
+            return cast(R, _to_the_door())
+        return view(*args, **kwargs)
+
+    cast(Any, guarded).is_guarded = True
+    cast(Any, guarded).required_role = ADMIN
+    return guarded
+
+
+@bp.get("/login")
+def login() -> ResponseReturnValue:
+    if current_user.is_authenticated:
+        return redirect(_destination())
+    return _door()
+
+
+@bp.post("/login")
+def enter() -> ResponseReturnValue:
+    try:
+        given = SignIn.model_validate({name: request.form.get(name, "") for name in ("username", "password")})
+        tokens = sign_in.sign_in(
+            given.username, given.password, client_of_request(CLIENT), server().settings, needed_role=ADMIN
+        )
+    except ValidationError:
+        return _door("Give a user name and a password.", 400)
+    except WrongCredentials as error:
+        return _door(error.detail, 401)
+    except NotAllowed as error:
+        return _door(error.detail, 403)
+    except Throttled as error:
+        return _door(f"{error.detail} In {error.retry_after_s} s it is possible again.", 429, error.retry_after_s)
+    session.clear()  # nothing from before the sign-in goes on (session fixation)
+    keep_tokens(tokens)
+    session["proved_at"] = int(time.time())
+    login_user(Admin(server().lastcall.guard.check(tokens.access_token)))
+    return redirect(_destination())
+
+
+@bp.post("/logout")
+@signed_in
+def leave() -> ResponseReturnValue:
+    claims = current_claims
+    who = actor(claims, None)
+    receipt = force_logout.revoke_session(UUID(claims.sid), who, user_id=UUID(claims.sub), cause="logout")
+    in_force = wait_until_in_force(receipt.position)
+    logout_user()
+    session.clear()
+    flash("Signed out." if in_force else "Signed out; a worker has not confirmed it yet.")
+    return redirect(url_for("console.login"))
+
+
+@bp.get("/events")
+@signed_in
+def events() -> Response:
+    """The tab's stream. It ends with the token; the browser comes back, and is given a fresh one or the door."""
+    raw, guard = session["access_token"], server().lastcall.guard
+    return event_stream(lambda: guard.check(raw))
+
+
+def keep_tokens(tokens: Tokens) -> None:
+    """Let the cookie hold these tokens from now on."""
+    session["access_token"], session["refresh_token"] = tokens.access_token, tokens.refresh_token
+
+
+def proof_is_fresh() -> bool:
+    return bool(time.time() - session.get("proved_at", 0) < PROOF_LASTS_S)
+
+
+def prove_again() -> None:
+    """What cannot be undone asks for the password again, unless it was given a moment ago (OWASP ASVS 5.0, V7.5).
+
+    Raises WrongCredentials, Throttled.
+    """
+    if proof_is_fresh():
+        return
+    try:
+        given = Proof.model_validate({"password": request.form.get("your_password", "")})
+    except ValidationError:
+        raise WrongCredentials("Give your own password as well: you signed in a while ago.") from None
+    sign_in.prove_password(current_claims, given.password, client_of_request(CLIENT))
+    session["proved_at"] = int(time.time())
+
+
+def is_fragment() -> bool:
+    """Whether htmx asks, for a part of the page."""
+    return request.headers.get("HX-Request") == "true"
+
+
+def _who_is_behind_the_cookie(_: str) -> Admin | None:
+    try:
+        claims = _checked_claims()
+    except (CutoffsStale, DatabaseAway):
+        raise
+    except LastcallError as error:
+        g.console_session_over = error
+        return None
+    if not claims.has_role(ADMIN):
+        return None
+    g.lastcall_claims = claims
+    return Admin(claims)
+
+
+def _checked_claims() -> Claims:
+    guard = server().lastcall.guard
+    try:
+        return guard.check(session.get("access_token"))
+    except Expired:
+        try:
+            tokens = sign_in.refresh(session.get("refresh_token", ""), client_of_request(CLIENT), server().settings)
+        except RefreshReused as reused:
+            wait_until_in_force(reused.receipt.position)
+            raise
+        keep_tokens(tokens)
+        return guard.check(tokens.access_token)
+
+
+def _to_the_door() -> Response:
+    """To the sign-in page, with the reason why a session is over; htmx is told to go there as a whole page."""
+    over = g.get("console_session_over")
+    if isinstance(over, Revoked):
+        reason = public_reason_of(over)
+        flash("You were signed out" + (f": {reason}" if reason else ". Sign in again to go on."))
+    elif over is not None:
+        flash("Your session has ended. Sign in again to go on.")
+    session_flashes = session.get("_flashes")
+    session.clear()
+    if session_flashes:
+        session["_flashes"] = session_flashes
+    here = request.full_path.rstrip("?") if request.method == "GET" and not is_fragment() else None
+    door = url_for("console.login", next=here)
+    if is_fragment():
+        return problem(401, "signed_out", "You are signed out: sign in again.", {"HX-Redirect": door})
+    if request.method != "GET" or "text/event-stream" in request.headers.get("Accept", ""):
+        return problem(401, "signed_out", "You are signed out: sign in again.")
+    return cast(Response, redirect(door))
+
+
+def _door(mistake: str | None = None, status: int = 200, retry_after_s: int | None = None) -> Response:
+    page = render_template(
+        "login.html", mistake=mistake, next=_destination(), username=request.form.get("username", "")
+    )
+    headers = {"Cache-Control": "no-store"}
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    return Response(page, status, headers, content_type="text/html; charset=utf-8")
+
+
+def _destination() -> str:
+    """Where to go after the sign-in: only ever a page of the console, whatever `next` says."""
+    wanted, home = request.values.get("next", ""), url_for("console_sessions.page")
+    fits = wanted.startswith("/console/") and wanted.isprintable() and "\\" not in wanted
+    return wanted if fits else home
+
+
+def _refuse_other_sites() -> Response | None:
+    """Every browser says where a request comes from (W3C Fetch Metadata, RFC 6454): another site's is refused."""
+    if request.method in ("GET", "HEAD", "OPTIONS") or not request.path.startswith("/console"):
+        return None
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        ours = site in ("same-origin", "none")
+    else:
+        ours = origin is None or origin.partition("://")[2] == request.host
+    if ours:
+        return None
+    return problem(
+        403, "cross_site", "The request came from another site, so nothing was done: use the console itself."
+    )

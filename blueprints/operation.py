@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 from flask import Response, request
@@ -19,8 +19,10 @@ from pydantic import BaseModel, ValidationError
 from blueprints.problems import problem
 from blueprints.shapes import Answer, Given, Nothing
 from lastcall.strict import read_json
+from models.errors import BadRequest
 
 API = "/api/v1"
+Shape = TypeVar("Shape", bound=Given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +140,21 @@ def field_errors(error: ValidationError) -> list[dict[str, str]]:
     ]
 
 
+def read_form(shape: type[Shape], given: Mapping[str, Any]) -> Shape:
+    """The fields of a form or a page's query, validated like a body of the API. Raises BadRequest."""
+    try:
+        return shape.model_validate(dict(given))
+    except ValidationError as error:
+        raise BadRequest(f"Nothing was changed. {_named(field_errors(error))}.") from None
+
+
 def _invalid(error: ValidationError) -> Response:
     errors = field_errors(error)
-    named = "; ".join(f"{item['field']}: {item['message']}" for item in errors[:3])
-    return problem(400, "invalid_request", f"Nothing was changed. {named}.", errors=errors)
+    return problem(400, "invalid_request", f"Nothing was changed. {_named(errors)}.", errors=errors)
+
+
+def _named(errors: list[dict[str, str]]) -> str:
+    return "; ".join(f"{item['field']}: {item['message']}" for item in errors[:3])
 
 
 def _message(kind: str, item: Any) -> str:

@@ -6,13 +6,22 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, json, request
+from flask import Flask, Response, json, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from lastcall.errors import DatabaseAway, LastcallError, Revoked, TokenRejected
 from lastcall.flask import problem_response
 from models.database import database_errors
-from models.errors import BadCursor, BadRequest, Conflict, NotFound, RefreshRejected, Throttled, WrongCredentials
+from models.errors import (
+    BadCursor,
+    BadRequest,
+    Conflict,
+    NotAllowed,
+    NotFound,
+    RefreshRejected,
+    Throttled,
+    WrongCredentials,
+)
 from models.revocation import public_reason
 
 log = logging.getLogger("lastcall")
@@ -22,6 +31,7 @@ _STATUS: dict[type[LastcallError], int] = {
     Conflict: 409,
     BadCursor: 400,
     BadRequest: 400,
+    NotAllowed: 403,
     WrongCredentials: 401,
     RefreshRejected: 401,
     Throttled: 429,
@@ -58,7 +68,7 @@ def not_confirmed() -> Response:
 
 def known_problem(error: LastcallError) -> Response:
     if isinstance(error, TokenRejected):
-        reason = _reason(error) if isinstance(error, Revoked) else None
+        reason = public_reason_of(error) if isinstance(error, Revoked) else None
         return problem_response(error, **({"reason": reason} if reason else {}))
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), None)
     if status is None:
@@ -94,12 +104,21 @@ def unexpected_problem(error: Exception) -> Response:
 
 
 def init_app(app: Flask) -> None:
-    app.register_error_handler(LastcallError, known_problem)
-    app.register_error_handler(HTTPException, http_problem)
-    app.register_error_handler(Exception, unexpected_problem)
+    app.register_error_handler(LastcallError, lambda error: _as_page(known_problem(error)))
+    app.register_error_handler(HTTPException, lambda error: _as_page(http_problem(error)))
+    app.register_error_handler(Exception, lambda error: _as_page(unexpected_problem(error)))
 
 
-def _reason(error: Revoked) -> str | None:
+def _as_page(response: Response) -> Response:
+    """A person who opens a page of the console gets a page; htmx and programs get the problem as it is."""
+    opens_a_page = request.path.startswith("/console") and "text/html" in request.headers.get("Accept", "")
+    if opens_a_page and response.mimetype == "application/problem+json" and "HX-Request" not in request.headers:
+        response.set_data(render_template("problem.html", problem=response.json))
+        response.content_type = "text/html; charset=utf-8"
+    return response
+
+
+def public_reason_of(error: Revoked) -> str | None:
     """The reason that was given, for the person whom it is about. Without the database the answer goes without."""
     try:
         return public_reason(error.scope, error.subject)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from uuid import UUID
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from blueprints.operation import API, answer, next_link, operation
 from blueprints.receipts import receipt_response
@@ -46,7 +46,10 @@ def _page(page: SessionPage) -> Response:
         item.current = facts.session_id == current_claims.sid
         items.append(item)
     body = SessionList(items=items, next=page.next, total=page.total, total_is_exact=page.total_is_exact)
-    return answer(body, headers=next_link(page.next))
+    response = answer(body, headers=next_link(page.next))
+    response.add_etag()  # who polls, because there is no free event stream, asks with If-None-Match
+    response.make_conditional(request)
+    return response
 
 
 @bp.get("/me/sessions")

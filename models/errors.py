@@ -37,6 +37,12 @@ class WrongCredentials(LastcallError):
     code = "wrong_credentials"
 
 
+class NotAllowed(LastcallError):
+    """This account may not do that."""
+
+    code = "forbidden"
+
+
 class RefreshRejected(LastcallError):
     """The refresh token is not valid any more: sign in again."""
 

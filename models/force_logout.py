@@ -199,6 +199,13 @@ def confirm(position: str, watch: WorkerWatch, *, patience_s: float = PATIENCE_S
         pause_s = min(pause_s + 0.001, 0.02)
 
 
+def name_of(user_id: UUID) -> str:
+    """The name of a user, also of one who was deleted. Raises NotFound for one that never was."""
+    with transaction() as session:
+        name = session.scalar(text("SELECT username FROM users WHERE id = :id"), {"id": user_id})
+        return str(name) if name is not None else _name_of_the_gone(user_id)
+
+
 def confirmed(receipt: Receipt, watch: WorkerWatch) -> Receipt:
     return replace(receipt, workers=confirm(receipt.position, watch))
 

@@ -12,7 +12,6 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     DateTime,
-    Select,
     Text,
     and_,
     any_,

@@ -28,7 +28,7 @@ from models import passwords
 from models.audit import Actor
 from models.database import db, position_of_transaction, say, transaction
 from models.device import describe_device
-from models.errors import RefreshRejected, Throttled, WrongCredentials
+from models.errors import NotAllowed, RefreshRejected, Throttled, WrongCredentials
 from models.force_logout import Receipt, revoke_session
 from settings import Settings
 
@@ -78,8 +78,10 @@ class RefreshReused(RefreshRejected):
         self.receipt = receipt
 
 
-def sign_in(username: str, password: str, client: ClientInfo, settings: Settings) -> Tokens:
-    """Raises WrongCredentials (the same for an unknown name), Throttled."""
+def sign_in(
+    username: str, password: str, client: ClientInfo, settings: Settings, *, needed_role: str | None = None
+) -> Tokens:
+    """Raises WrongCredentials (the same for an unknown name), Throttled; NotAllowed without `needed_role`."""
     with transaction():
         _refuse_when_throttled(username, client.ip)
         user = _facts_by("lower(u.username) = lower(:key)", username)
@@ -88,6 +90,8 @@ def sign_in(username: str, password: str, client: ClientInfo, settings: Settings
     if not right or user.disabled:
         _note_failure(username, client.ip)
         raise WrongCredentials
+    if needed_role is not None and needed_role not in user.roles:
+        raise NotAllowed(f"This needs the role {needed_role}, which {user.username} does not have: ask an admin.")
     if passwords.needs_rehash(user.password_hash):
         _rehash(user, password)
     family, secret = secrets.token_bytes(_FAMILY_BYTES), secrets.token_bytes(_SECRET_BYTES)
@@ -170,6 +174,17 @@ def renew(session_id: str, client: ClientInfo, settings: Settings) -> Tokens:
         return _prolong(row, user, family + successor, client, settings, changes)
 
 
+def prove_password(claims: Claims, password: str, client: ClientInfo) -> Row[Any]:
+    """Make sure that it is still the person who signed in. Returns his facts. Raises WrongCredentials, Throttled."""
+    with transaction():
+        user = _facts_by("u.id = CAST(:key AS uuid)", claims.sub)
+        _refuse_when_throttled(user.username or claims.sub, client.ip)
+    if not passwords.verify_password(user.password_hash, password):
+        _note_failure(user.username or claims.sub, client.ip)
+        raise WrongCredentials("The current password is wrong.")
+    return user
+
+
 def change_password(
     claims: Claims, current: str, new: str, client: ClientInfo, settings: Settings
 ) -> tuple[Tokens, str]:
@@ -177,12 +192,7 @@ def change_password(
 
     Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled, Revoked.
     """
-    with transaction():
-        user = _facts_by("u.id = CAST(:key AS uuid)", claims.sub)
-        _refuse_when_throttled(user.username or claims.sub, client.ip)
-    if not passwords.verify_password(user.password_hash, current):
-        _note_failure(user.username or claims.sub, client.ip)
-        raise WrongCredentials("The current password is wrong.")
+    user = prove_password(claims, current, client)
     password_hash = passwords.hash_password(new)
     with transaction() as session:
         say(**Actor(user.username, claims.sub, claims.sid, client.ip).facts(), keep_session=claims.sid)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Select, delete, exists, func, or_, select, text, tuple_
+from sqlalchemy import ForeignKey, delete, exists, func, or_, select, text, tuple_
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models import passwords

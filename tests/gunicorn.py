@@ -43,7 +43,13 @@ class Line:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
 
     def ask(
-        self, method: str, path: str, *, token: str | None = None, body: Any = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = None,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
     ) -> Answer:
         sent = dict(headers or {})
         if token is not None:

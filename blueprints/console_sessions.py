@@ -1,0 +1,160 @@
+"""The console's Sessions page: who is signed in, live, and the buttons that sign people out."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from flask import Blueprint, Response, flash, make_response, render_template, request, session, url_for
+from flask.typing import ResponseReturnValue
+
+from blueprints.console import CLIENT, keep_tokens, proof_is_fresh, prove_again, signed_in
+from blueprints.operation import read_form
+from blueprints.server import actor, client_of_request, server
+from blueprints.sessions import session_filter
+from blueprints.shapes import Because, SessionQuery
+from blueprints.words import in_force
+from lastcall.flask import current_claims
+from models import force_logout, sign_in
+from models.errors import BadRequest
+from models.force_logout import Receipt
+from models.login_session import SORTS, STATES, SessionFilter, list_sessions
+from models.sign_in import Tokens
+
+bp = Blueprint("console_sessions", __name__, url_prefix="/console")
+
+PHRASE = "log out all users"
+
+
+@bp.get("/")
+@signed_in
+def page() -> ResponseReturnValue:
+    return render_template("sessions.html", **sessions_context())
+
+
+@bp.get("/sessions")
+@signed_in
+def table() -> ResponseReturnValue:
+    """The table alone. The address bar follows the filter, so that a reload and a shared link show the same."""
+    response = make_response(render_template("_sessions_table.html", **sessions_context()))
+    asked: dict[str, Any] = {name: value for name, value in request.args.items() if value}
+    response.headers["HX-Replace-Url"] = url_for("console_sessions.page", **asked)
+    response.headers["Cache-Control"] = "private, no-cache"  # so that a poll is answered by 304 while nothing changes
+    response.add_etag()
+    return response.make_conditional(request)
+
+
+def sessions_context() -> dict[str, Any]:
+    """What the page and its table show."""
+    query = read_form(SessionQuery, {name: value for name, value in request.args.items() if value})
+    found = list_sessions(session_filter(query, query.state), sort=query.sort, limit=query.limit, cursor=query.cursor)
+    kept = {name: value for name, value in request.args.items() if value and name != "cursor"}
+    return {
+        "query": query,
+        "found": found,
+        "states": STATES,
+        "sorts": SORTS,
+        "here": current_claims.sid,
+        "first_page": kept,
+        "next_page": {**kept, "cursor": found.next} if found.next else None,
+        "is_narrowed": session_filter(query) != SessionFilter(),
+    }
+
+
+@bp.get("/sessions/<uuid:user_id>/logout")
+@signed_in
+def ask_force_logout(user_id: UUID) -> ResponseReturnValue:
+    would = force_logout.preview(SessionFilter(user_id=str(user_id)), current_claims.sid)
+    name = force_logout.name_of(user_id)
+    return render_template("_force_logout_dialog.html", user_id=user_id, username=name, would=would)
+
+
+@bp.post("/sessions/<uuid:user_id>/logout")
+@signed_in
+def end_user(user_id: UUID) -> ResponseReturnValue:
+    receipt = force_logout.revoke_user(user_id, actor(current_claims, reason_given()))
+    return receipt_fragment(receipt, hits_me=str(user_id) == current_claims.sub)
+
+
+@bp.post("/sessions/<uuid:user_id>/<uuid:session_id>/end")
+@signed_in
+def end_one(user_id: UUID, session_id: UUID) -> ResponseReturnValue:
+    who = actor(current_claims, reason_given())
+    receipt = force_logout.revoke_session(session_id, who, user_id=user_id)
+    return receipt_fragment(receipt, hits_me=str(session_id) == current_claims.sid)
+
+
+@bp.get("/everyone/logout")
+@signed_in
+def ask_log_out_all() -> ResponseReturnValue:
+    would = force_logout.preview(SessionFilter(), current_claims.sid)
+    return render_template("_log_out_all_dialog.html", would=would, phrase=PHRASE, needs_proof=not proof_is_fresh())
+
+
+@bp.post("/everyone/logout")
+@signed_in
+def end_all() -> ResponseReturnValue:
+    if request.form.get("phrase", "").strip() != PHRASE:
+        raise BadRequest(f"Nothing was changed: type «{PHRASE}» to confirm.")
+    prove_again()
+    keep = current_claims.sid if request.form.get("keep_me") else None
+    receipt = force_logout.revoke_everyone(actor(current_claims, reason_given()), keep_session=keep)
+    tokens = sign_in.renew(keep, client_of_request(CLIENT), server().settings) if keep else None
+    return receipt_fragment(receipt, hits_me=keep is None, tokens=tokens)
+
+
+@bp.get("/shown/logout")
+@signed_in
+def ask_end_shown() -> ResponseReturnValue:
+    query = _shown()
+    would = force_logout.preview(session_filter(query), current_claims.sid)
+    return render_template(
+        "_end_shown_dialog.html", would=would, query=query, asked=query.model_dump(exclude_none=True)
+    )
+
+
+@bp.post("/shown/logout")
+@signed_in
+def end_shown() -> ResponseReturnValue:
+    wanted = session_filter(_shown())
+    keep = current_claims.sid if request.form.get("keep_me") else None
+    receipt = force_logout.revoke_matching(wanted, actor(current_claims, reason_given()), keep_session=keep)
+    return receipt_fragment(receipt)
+
+
+def reason_given() -> str | None:
+    """The reason that was typed into the dialog, if any."""
+    return read_form(Because, {"reason": request.form.get("reason", "").strip() or None}).reason
+
+
+def receipt_fragment(receipt: Receipt, *, hits_me: bool = False, tokens: Tokens | None = None) -> Response:
+    """The receipt for the status region, once it is in force. Whoever hit himself is led to the door."""
+    receipt = force_logout.confirmed(receipt, server().watch)
+    if hits_me and receipt.workers is not None:
+        session.clear()
+        flash(f"You have signed yourself out. {in_force(receipt.workers)}.")
+        return Response(status=204, headers={"HX-Redirect": url_for("console.login")})
+    if tokens is not None:
+        keep_tokens(tokens)
+    return done(render_template("_receipt.html", receipt=receipt))
+
+
+def done(status: str) -> Response:
+    """A text for the status region; the dialog closes, and the tables look again."""
+    return Response(
+        status,
+        headers={"HX-Trigger": "lastcall:done", "Cache-Control": "no-store"},
+        content_type="text/html; charset=utf-8",
+    )
+
+
+def _shown() -> SessionQuery:
+    """The filter that the list shows. Raises BadRequest when it is none: that would be everyone."""
+    given = {name: value for name, value in request.values.items() if value and name in _FILTERS}
+    query = read_form(SessionQuery, given)
+    if session_filter(query) == SessionFilter():
+        raise BadRequest("Nothing was changed. There is no filter: use «Log out all users».")
+    return query
+
+
+_FILTERS = ("user", "q", "role", "client", "ip", "since", "until")

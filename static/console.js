@@ -1,0 +1,159 @@
+// The console's own script: rows that are swapped by id, dialogs, errors as toasts, and the live stream.
+// Everything it shows was rendered by the server; it never builds HTML from data.
+
+// hx-swap="rows": take over only what differs, so that focus, selection and scroll stay where they are.
+htmx.defineExtension("rows", {
+  isInlineSwap: (style) => style === "rows",
+  handleSwap: (style, target, fragment) => {
+    if (style !== "rows") return false;
+    for (const fresh of fragment.querySelectorAll("[data-part]")) {
+      const old = document.getElementById(fresh.id);
+      if (old && old.outerHTML !== fresh.outerHTML) takeOver(old, fresh);
+    }
+    for (const fresh of fragment.querySelectorAll("[data-rows]")) swapRows(document.getElementById(fresh.id), fresh);
+    return true;
+  },
+});
+
+function swapRows(body, fresh) {
+  let place = body.firstElementChild;
+  for (const row of [...fresh.children]) {
+    const old = document.getElementById(row.id);
+    if (!old) {
+      row.classList.add("arrived");
+      body.insertBefore(row, place);
+      htmx.process(row);
+    } else {
+      if (old === place) place = place.nextElementSibling;
+      else body.insertBefore(old, place);
+      if (old.innerHTML !== row.innerHTML) takeOver(old, row);
+    }
+  }
+  while (place) {
+    const gone = place;
+    place = place.nextElementSibling;
+    gone.remove();
+  }
+}
+
+function takeOver(old, fresh) {
+  const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+  old.replaceWith(fresh);
+  htmx.process(fresh);
+  if (focused) document.getElementById(focused)?.focus();
+}
+
+// Dialogs: shown when they have arrived, closed by Cancel, Escape, or when what they asked for is done.
+document.addEventListener("htmx:afterSwap", (event) => {
+  const dialog = event.detail.target.id === "dialog-place" ? event.detail.target.querySelector("dialog") : null;
+  if (!dialog) return;
+  const opener = document.activeElement?.id;
+  dialog.addEventListener("close", () => {
+    dialog.remove();
+    if (opener) document.getElementById(opener)?.focus();
+  });
+  dialog.showModal();
+  (dialog.querySelector("input:not([type=hidden])") ?? dialog).focus();
+  const phrase = dialog.querySelector("[data-phrase]");
+  if (phrase) {
+    const submit = dialog.querySelector("button[type=submit]");
+    const check = () => (submit.disabled = phrase.value.trim() !== phrase.dataset.phrase);
+    phrase.addEventListener("input", check);
+    check();
+  }
+});
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
+});
+document.addEventListener("lastcall:done", () => {
+  document.querySelector("dialog[open]")?.close();
+  look(["sessions", "revocation", "workers"]);
+});
+
+// Errors: what happened, why, what to do next; the server's words.
+document.addEventListener("htmx:responseError", (event) => {
+  let detail = "";
+  try {
+    detail = JSON.parse(event.detail.xhr.responseText).detail;
+  } catch {
+    detail = `The server answered ${event.detail.xhr.status}. Try again.`;
+  }
+  toast(detail);
+});
+document.addEventListener("htmx:sendError", () => toast("The server can't be reached. Nothing is known to have changed."));
+
+function toast(text) {
+  const place = document.querySelector("dialog[open] form") ?? document.getElementById("toasts");
+  place.querySelector(".mistake")?.remove();
+  const alert = document.createElement("div");
+  alert.className = "mistake alert alert-danger shadow mb-0";
+  alert.setAttribute("role", "alert");
+  alert.textContent = text;
+  place.prepend(alert);
+  if (place.id === "toasts") setTimeout(() => alert.remove(), 12000);
+}
+
+// Live: one stream a visible tab. It only says that something has changed; the tables then ask for themselves.
+const status = document.querySelector("[data-events]");
+const badge = document.querySelector("[data-live-badge]");
+let stream = null;
+let polling = 0;
+let waiting = new Set();
+
+function look(topics) {
+  if (waiting.size === 0) setTimeout(refresh, 100);
+  topics.forEach((topic) => waiting.add(topic));
+}
+
+function refresh() {
+  const topics = waiting;
+  waiting = new Set();
+  for (const table of document.querySelectorAll("[data-live]")) {
+    if (table.dataset.live.split(" ").some((topic) => topics.has(topic))) htmx.trigger(table, "lastcall:changed");
+  }
+}
+
+function show(text, kind) {
+  badge.textContent = text;
+  badge.className = `badge text-bg-${kind}`;
+}
+
+function poll(on) {
+  clearInterval(polling);
+  polling = on ? setInterval(() => look(["sessions", "revocation", "workers"]), 5000) : 0;
+}
+
+function connect() {
+  if (!status || stream || document.hidden) return;
+  stream = new EventSource(status.dataset.events);
+  stream.onopen = () => {
+    show("Live", "success");
+    poll(false);
+    look(["sessions", "revocation", "workers"]);
+  };
+  for (const topic of ["sessions", "revocation", "workers"]) stream.addEventListener(topic, () => look([topic]));
+  stream.onerror = () => {
+    // Refused (signed out, or no place is free) or cut: look by polling, and try for a stream again.
+    show("Every 5 s", "warning");
+    if (!polling) poll(true);
+    look(["sessions"]);
+    if (stream?.readyState === EventSource.CLOSED) {
+      disconnect();
+      setTimeout(connect, 5000);
+    }
+  };
+}
+
+function disconnect() {
+  stream?.close();
+  stream = null;
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    disconnect();
+    poll(false);
+  } else connect();
+});
+window.addEventListener("pagehide", disconnect);
+connect();

@@ -1,0 +1,65 @@
+"""The confirmation waits until no worker can accept what was revoked, and no longer. The table is played."""
+
+from __future__ import annotations
+
+import pytest
+
+from models import force_logout
+from models.worker import WorkerRow, WorkerWatch
+from tests.unit.model import REVOCATION
+
+SECOND_NS = 1_000_000_000
+
+
+class Table:
+    """What `read_workers` finds, reading by reading; time passes in `sleep` alone."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *readings: list[WorkerRow]) -> None:
+        self.readings, self.now_ns, self.log = list(readings), SECOND_NS, []
+        monkeypatch.setattr(force_logout, "read_workers", self.read)
+        monkeypatch.setattr(force_logout, "boottime_ns", self.clock)
+        monkeypatch.setattr(force_logout.time, "sleep", self.sleep)
+
+    def read(self, position: str) -> list[WorkerRow]:
+        self.log.append("rows")
+        return self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+
+    def clock(self) -> int:
+        self.log.append("clock")
+        return self.now_ns
+
+    def sleep(self, seconds: float) -> None:
+        self.log.append("sleep")
+        self.now_ns += int(seconds * SECOND_NS)
+
+
+def test_a_confirmation_judges_each_reading_by_a_clock_from_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, done = WorkerRow("a", 1, 2.0, False), WorkerRow("a", 1, 2.0, True)
+    table = Table(monkeypatch, [waiting], [waiting], [done])
+    force_logout.confirm("7", WorkerWatch())
+    looks = " ".join(table.log).split("sleep")
+    assert len(looks) == 3
+    assert all(look.strip().removeprefix("clock ").startswith(("clock rows", "rows")) for look in looks)
+    assert REVOCATION[1:3] == ("confirm: clock", "confirm: rows")
+
+
+def test_a_confirmation_waits_for_the_last_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    early, late, done = (WorkerRow("a", 1, 2.0, True), WorkerRow("b", 1, 2.0, False), WorkerRow("b", 1, 2.0, True))
+    table = Table(monkeypatch, [early, late], [early, late], [early, done])
+    found = force_logout.confirm("7", WorkerWatch())
+    assert table.log.count("rows") == 3
+    assert (found.live, found.confirmed, found.fenced, found.in_force) == (2, 2, 0, True)
+
+
+def test_a_confirmation_passes_a_silent_worker_only_after_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(monkeypatch, [WorkerRow("a", 1, 2.0, False)])
+    found = force_logout.confirm("7", WorkerWatch())
+    assert (found.live, found.fenced, found.in_force) == (0, 1, True)
+    assert table.now_ns > SECOND_NS + 2 * SECOND_NS
+
+
+def test_a_worker_without_leases_is_named_and_never_taken_for_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    Table(monkeypatch, [WorkerRow("old", 1, None, False)])
+    found = force_logout.confirm("7", WorkerWatch(), patience_s=3.0)
+    assert found.unconfirmed == ("old",)
+    assert found.in_force is False
