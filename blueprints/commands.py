@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from blueprints import words
 from blueprints.operation import field_errors
 from blueprints.server import Server, server
 from blueprints.sessions import session_filter
@@ -203,16 +204,11 @@ def _is_id(text: str) -> bool:
 
 
 def _print_receipt(receipt: Receipt) -> None:
-    workers = force_logout.confirm(receipt.position, server().watch)
-    ended = "1 session" if receipt.sessions_ended == 1 else f"{receipt.sessions_ended} sessions"
+    workers = force_logout.confirm(receipt.position, server().watch, since_ns=receipt.started_ns)
+    ended = words.count(receipt.sessions_ended, "session")
     if not workers.in_force:
         names = json.dumps(list(workers.unconfirmed))
         raise click.ClickException(
             f"It is written ({ended} ended), but not in force everywhere: no word from the workers {names}"
         )
-    fenced = f", {workers.fenced} fenced" if workers.fenced else ""
-    click.echo(
-        f"In force on {workers.confirmed} of {workers.live} workers in {workers.elapsed_ms:.0f} ms{fenced}: {ended}"
-        " ended"
-        f" (revocation {receipt.revocation_id})"
-    )
+    click.echo(f"{words.in_force(workers)}: {ended} ended (revocation {receipt.revocation_id})")

@@ -176,7 +176,9 @@ def _checked_claims() -> Claims:
     guard = server().lastcall.guard
     try:
         return guard.check(session.get("access_token"))
-    except Expired:
+    except (Expired, Revoked):
+        # Expired, or kept by «log out all users»: whether the session itself still stands, its row says. A refresh
+        # token that was used by another tab a moment ago gets the same successor, so tabs do not race.
         try:
             tokens = sign_in.refresh(session.get("refresh_token", ""), client_of_request(CLIENT), server().settings)
         except RefreshReused as reused:

@@ -8,18 +8,17 @@ from uuid import UUID
 from flask import Blueprint, Response, flash, make_response, render_template, request, session, url_for
 from flask.typing import ResponseReturnValue
 
-from blueprints.console import CLIENT, keep_tokens, proof_is_fresh, prove_again, signed_in
+from blueprints.console import proof_is_fresh, prove_again, signed_in
 from blueprints.operation import read_form
-from blueprints.server import actor, client_of_request, server
+from blueprints.server import actor, server
 from blueprints.sessions import session_filter
 from blueprints.shapes import Because, SessionQuery
 from blueprints.words import in_force
 from lastcall.flask import current_claims
-from models import force_logout, sign_in
+from models import force_logout
 from models.errors import BadRequest
 from models.force_logout import Receipt
 from models.login_session import SORTS, STATES, SessionFilter, list_sessions
-from models.sign_in import Tokens
 
 bp = Blueprint("console_sessions", __name__, url_prefix="/console")
 
@@ -99,8 +98,8 @@ def end_all() -> ResponseReturnValue:
     prove_again()
     keep = current_claims.sid if request.form.get("keep_me") else None
     receipt = force_logout.revoke_everyone(actor(current_claims, reason_given()), keep_session=keep)
-    tokens = sign_in.renew(keep, client_of_request(CLIENT), server().settings) if keep else None
-    return receipt_fragment(receipt, hits_me=keep is None, tokens=tokens)
+    # Whoever is kept goes on by his refresh token, in every tab: blueprints/console.py.
+    return receipt_fragment(receipt, hits_me=keep is None)
 
 
 @bp.get("/shown/logout")
@@ -127,15 +126,13 @@ def reason_given() -> str | None:
     return read_form(Because, {"reason": request.form.get("reason", "").strip() or None}).reason
 
 
-def receipt_fragment(receipt: Receipt, *, hits_me: bool = False, tokens: Tokens | None = None) -> Response:
+def receipt_fragment(receipt: Receipt, *, hits_me: bool = False) -> Response:
     """The receipt for the status region, once it is in force. Whoever hit himself is led to the door."""
     receipt = force_logout.confirmed(receipt, server().watch)
     if hits_me and receipt.workers is not None:
         session.clear()
         flash(f"You have signed yourself out. {in_force(receipt.workers)}.")
         return Response(status=204, headers={"HX-Redirect": url_for("console.login")})
-    if tokens is not None:
-        keep_tokens(tokens)
     return done(render_template("_receipt.html", receipt=receipt))
 
 

@@ -7,7 +7,7 @@ from flask import Response, request
 from blueprints.operation import answer
 from blueprints.server import server
 from blueprints.shapes import ReceiptAnswer, TokensAnswer, WorkersConfirmed
-from models.force_logout import Receipt, confirm
+from models.force_logout import PATIENCE_S, Receipt, confirm
 from models.sign_in import Tokens
 
 
@@ -15,7 +15,8 @@ def receipt_response(receipt: Receipt, tokens: Tokens | None = None) -> Response
     """200 once it is in force everywhere. 202 with `Prefer: respond-async` (RFC 7240), or when a worker has neither
     confirmed nor lost its lease after 10 s: `unconfirmed` names it."""
     rushed = "respond-async" in [part.strip().lower() for part in request.headers.get("Prefer", "").split(",")]
-    workers = confirm(receipt.position, server().watch, **({"patience_s": 0.0} if rushed else {}))
+    patience_s = 0.0 if rushed else PATIENCE_S
+    workers = confirm(receipt.position, server().watch, patience_s=patience_s, since_ns=receipt.started_ns)
     done = workers.in_force and not rushed
     body = ReceiptAnswer(
         revocation_id=receipt.revocation_id,

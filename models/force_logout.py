@@ -54,6 +54,8 @@ class Receipt:
     sessions_ended: int
     already_ended: bool
     position: str
+    started_ns: int
+    """When the transaction began to commit, on `boottime_ns()`: what "in 6 ms" counts from."""
     workers: Confirmation | None = None
 
 
@@ -172,13 +174,16 @@ def preview(wanted: SessionFilter, caller_session: str | None) -> Preview:
         return Preview(*session.execute(query).one())
 
 
-def confirm(position: str, watch: WorkerWatch, *, patience_s: float = PATIENCE_S) -> Confirmation:
+def confirm(
+    position: str, watch: WorkerWatch, *, patience_s: float = PATIENCE_S, since_ns: int | None = None
+) -> Confirmation:
     """Wait until every worker has applied the transaction `position`, or its lease has run out.
 
     Asks again after 1, 2, 3, … ms, at most 20. Never claims what it has not seen: past `patience_s` the answer
     names who has not confirmed.
     """
     started_ns = boottime_ns()
+    since_ns = since_ns if since_ns is not None else started_ns
     pause_s = 0.001
     while True:
         asked_ns = boottime_ns()
@@ -192,7 +197,7 @@ def confirm(position: str, watch: WorkerWatch, *, patience_s: float = PATIENCE_S
                 live=len(confirmed) + len(waiting),
                 confirmed=len(confirmed),
                 fenced=len(rows) - len(confirmed) - len(waiting),
-                elapsed_ms=round((boottime_ns() - started_ns) / 1e6, 1),
+                elapsed_ms=round((boottime_ns() - since_ns) / 1e6, 1),
                 unconfirmed=tuple(waiting),
             )
         time.sleep(pause_s)
@@ -207,7 +212,7 @@ def name_of(user_id: UUID) -> str:
 
 
 def confirmed(receipt: Receipt, watch: WorkerWatch) -> Receipt:
-    return replace(receipt, workers=confirm(receipt.position, watch))
+    return replace(receipt, workers=confirm(receipt.position, watch, since_ns=receipt.started_ns))
 
 
 def _begin(actor: Actor, cause: str) -> UUID:
@@ -275,7 +280,16 @@ def _finish(
     )
     db.session.flush()
     return Receipt(
-        str(revocation_id), scope, subject, name, actor.reason, at, ended, ended == 0, position_of_transaction()
+        str(revocation_id),
+        scope,
+        subject,
+        name,
+        actor.reason,
+        at,
+        ended,
+        ended == 0,
+        position_of_transaction(),
+        boottime_ns(),
     )
 
 

@@ -8,12 +8,20 @@ htmx.defineExtension("rows", {
     if (style !== "rows") return false;
     for (const fresh of fragment.querySelectorAll("[data-part]")) {
       const old = document.getElementById(fresh.id);
-      if (old && old.outerHTML !== fresh.outerHTML) takeOver(old, fresh);
+      if (old) takeOver(old, fresh);
     }
     for (const fresh of fragment.querySelectorAll("[data-rows]")) swapRows(document.getElementById(fresh.id), fresh);
     return true;
   },
 });
+
+// What the server sent for each part: what htmx marks meanwhile (a button whose request is under way) is no difference.
+const served = new WeakMap();
+const remember = (element) => served.set(element, element.innerHTML);
+document.querySelectorAll("[data-part], [data-rows] > *").forEach(remember);
+
+// An element whose own request is under way must stay, or htmx drops the answer: the receipt of «End session».
+const isBusy = (element) => element.matches(".htmx-request") || element.querySelector(".htmx-request") !== null;
 
 function swapRows(body, fresh) {
   let place = body.firstElementChild;
@@ -22,29 +30,37 @@ function swapRows(body, fresh) {
     if (!old) {
       row.classList.add("arrived");
       body.insertBefore(row, place);
+      remember(row);
       htmx.process(row);
     } else {
       if (old === place) place = place.nextElementSibling;
       else body.insertBefore(old, place);
-      if (old.innerHTML !== row.innerHTML) takeOver(old, row);
+      takeOver(old, row);
     }
   }
   while (place) {
     const gone = place;
     place = place.nextElementSibling;
-    gone.remove();
+    if (isBusy(gone)) later();
+    else gone.remove();
   }
 }
 
 function takeOver(old, fresh) {
+  if (served.get(old) === fresh.innerHTML) return;
+  if (isBusy(old)) return later();
   const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
   old.replaceWith(fresh);
+  remember(fresh);
   htmx.process(fresh);
   if (focused) document.getElementById(focused)?.focus();
 }
 
-// Dialogs: shown when they have arrived, closed by Cancel, Escape, or when what they asked for is done.
-document.addEventListener("htmx:afterSwap", (event) => {
+const later = () => setTimeout(() => look(["sessions", "revocation", "workers"]), 300);
+
+// Dialogs: shown when htmx has taken charge of them (before that, Enter would send the form without it), closed by
+// Cancel, Escape, or when what they asked for is done.
+document.addEventListener("htmx:afterSettle", (event) => {
   const dialog = event.detail.target.id === "dialog-place" ? event.detail.target.querySelector("dialog") : null;
   if (!dialog) return;
   const opener = document.activeElement?.id;
@@ -134,10 +150,10 @@ function connect() {
   for (const topic of ["sessions", "revocation", "workers"]) stream.addEventListener(topic, () => look([topic]));
   stream.onerror = () => {
     // Refused (signed out, or no place is free) or cut: look by polling, and try for a stream again.
-    show("Every 5 s", "warning");
+    show(stream.readyState === EventSource.CLOSED ? "Every 5 s" : "Reconnecting", "warning");
     if (!polling) poll(true);
     look(["sessions"]);
-    if (stream?.readyState === EventSource.CLOSED) {
+    if (stream.readyState === EventSource.CLOSED) {
       disconnect();
       setTimeout(connect, 5000);
     }

@@ -86,7 +86,7 @@ class Gunicorn:
         }
 
     def __enter__(self) -> Gunicorn:
-        prepare_database(from_environment(self._environment))
+        self.prepare()
         command = [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", *self._options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -101,6 +101,10 @@ class Gunicorn:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def prepare(self) -> None:
+        """Apply the schema and make the first admin, as `make run` does before it starts gunicorn."""
+        prepare_database(from_environment(self._environment))
 
     @property
     def url(self) -> str:

@@ -157,10 +157,13 @@ def _welcome(settings: Settings, invented: str | None) -> None:
     if invented is not None:
         sign_in = f"Sign in as [bold]{name}[/] with [bold]{escape(invented)}[/]  (shown only this once)"
     else:
-        sign_in = f"Sign in as [bold]{name}[/], or make another admin: flask --app app create-admin"
+        sign_in = (
+            f"Sign in as [bold]{name}[/] with the password of the first run\n"
+            "(or make another admin: .venv/bin/flask --app app create-admin NAME)"
+        )
     address = _address(settings)
     text = f"Console  [bold]{address}/console/[/]\nAPI      {address}/docs\n\n{sign_in}\nCtrl-C stops it."
-    console.print(Panel(text, title="Lastcall is running", expand=False))
+    Console(highlight=False).print(Panel(text, title="Lastcall is running", expand=False))
 
 
 if __name__ == "__main__":

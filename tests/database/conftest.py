@@ -14,6 +14,8 @@ from flask import Flask
 
 from blueprints.server import Server
 from lastcall.errors import Revoked
+from settings import Settings
+from tests.conftest import running_app
 
 DEADLINE_S = 20.0
 
@@ -48,6 +50,19 @@ def all_at_once(*tasks: Callable[[], Any]) -> list[Any]:
 
 
 @pytest.fixture
+def app(settings: Settings, psql: psycopg.Connection) -> Iterator[Flask]:
+    with running_app(settings) as app:
+        yield app
+        stop_at_once(app, psql)
+
+
+def stop_at_once(app: Flask, psql: psycopg.Connection) -> None:
+    """Tell the listener to stop and wake it: by itself it would look up only at its next round, half a second later."""
+    app.extensions["lastcall_server"].lastcall.listener._stopping.set()
+    psql.execute("NOTIFY lastcall_cutoffs")
+
+
+@pytest.fixture
 def server(app: Flask) -> Server:
     server: Server = app.extensions["lastcall_server"]
     return server
@@ -55,7 +70,7 @@ def server(app: Flask) -> Server:
 
 @pytest.fixture
 def context(app: Flask) -> Iterator[None]:
-    """An application context, for calling use cases directly."""
+    """An application context, for calling use cases directly. Send no requests within: they would share its `g`."""
     with app.app_context():
         yield
 
@@ -68,7 +83,7 @@ def catch_up(psql: psycopg.Connection) -> CatchUp:
     """Wait until every worker has applied what was committed until now, by whomever."""
 
     def wait() -> None:
-        position = psql.execute("SELECT pg_current_xact_id()::text").fetchone()
+        position = [one(psql, "SELECT pg_current_xact_id()::text FROM pg_notify('lastcall_cutoffs', '')")]
         seen = "SELECT bool_and(coalesce(pg_visible_in_snapshot(%s::xid8, snapshot), FALSE)) FROM workers"
         wait_until(lambda: one(psql, seen, position), "a worker has read as far as this")
 
@@ -124,6 +139,4 @@ def add_session(psql: psycopg.Connection, user_id: str, **columns: Any) -> str:
         **columns,
     }
     names, places = ", ".join(values), ", ".join(["%s"] * len(values))
-    return str(
-        one(psql, f"INSERT INTO login_sessions ({names}) VALUES ({places}) RETURNING id", list(values.values()))
-    )
+    return str(one(psql, f"INSERT INTO login_sessions ({names}) VALUES ({places}) RETURNING id", list(values.values())))

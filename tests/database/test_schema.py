@@ -17,7 +17,7 @@ OBJECTS = """
 SELECT 'column', c.table_name, c.column_name, c.data_type || coalesce(c.column_default, '')
 FROM information_schema.columns AS c WHERE c.table_schema = 'public'
 UNION ALL SELECT 'index', i.tablename, i.indexname, i.indexdef FROM pg_indexes AS i WHERE i.schemaname = 'public'
-UNION ALL SELECT 'trigger', t.tgrelid::regclass::text, t.tgname, t.tgenabled || pg_get_triggerdef(t.oid)
+UNION ALL SELECT 'trigger', t.tgrelid::regclass::text, t.tgname, t.tgenabled::text || pg_get_triggerdef(t.oid)
 FROM pg_trigger AS t WHERE NOT t.tgisinternal
 UNION ALL SELECT 'constraint', n.conrelid::regclass::text, n.conname, pg_get_constraintdef(n.oid)
 FROM pg_constraint AS n WHERE n.connamespace = 'public'::regnamespace
@@ -29,16 +29,20 @@ def objects(psql: psycopg.Connection) -> list[tuple[Any, ...]]:
     return psql.execute(OBJECTS).fetchall()
 
 
+def rows(psql: psycopg.Connection) -> list[Any]:
+    tables = ("users", "user_roles", "login_sessions", "cutoffs", "everyone", "revocations")
+    return [psql.execute(f"SELECT t::text FROM {table} AS t").fetchall() for table in tables]
+
+
 def test_applying_the_schema_again_changes_nothing(psql: psycopg.Connection, database_url: str) -> None:
     user_id = add_user(psql, "alice", "viewer")
     add_session(psql, user_id)
     psql.execute("UPDATE users SET gen = 3")
     psql.execute("UPDATE everyone SET gen = 5")
-    tables = ("users", "user_roles", "login_sessions", "cutoffs", "everyone", "revocations")
-    before = objects(psql), [psql.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
+    before = objects(psql), rows(psql)
     apply_schema(database_url)
     apply_schema(database_url)
-    assert (objects(psql), [psql.execute(f"SELECT * FROM {table}").fetchall() for table in tables]) == before
+    assert (objects(psql), rows(psql)) == before
 
 
 def test_four_can_apply_the_schema_to_an_empty_database_at_once(postgres: EmbeddedPostgres, database_url: str) -> None:
@@ -116,7 +120,9 @@ def test_no_writer_can_lower_a_generation(psql: psycopg.Connection, table: str) 
     ],
 )
 def test_every_write_of_a_cutoff_is_stamped_and_announced(psql: psycopg.Connection, statement: str) -> None:
-    psql.execute("INSERT INTO cutoffs (scope, subject, min_gen, expires_at) VALUES ('session', 'old', 1, now() + '1 h')")
+    psql.execute(
+        "INSERT INTO cutoffs (scope, subject, min_gen, expires_at) VALUES ('session', 'old', 1, now() + '1 h')"
+    )
     psql.execute("LISTEN lastcall_cutoffs")
     with psql.transaction():
         psql.execute(statement)

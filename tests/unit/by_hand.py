@@ -16,7 +16,8 @@ from lastcall.tokens import KeyRing
 
 SECRET = "a secret of the tests, of 32 bytes or more".replace(" ", "-")
 HS256 = KeyRing.parse(SECRET)
-NOW_S = int(Cutoffs().now_s())
+NOW_S = 1_795_000_000
+"""The time of all tokens and guards here, however late a test runs."""
 
 
 def good_payload(**changes: Any) -> dict[str, Any]:
@@ -72,10 +73,11 @@ class RecordingAsker:
 
 
 def guard_for(
-    cutoffs: Cutoffs | None = None, *, answer: Scope | None = None, lease_s: float = 600, keys: KeyRing = HS256
+    cutoffs: Cutoffs | None = None, *, answer: Scope | None = None, keys: KeyRing = HS256
 ) -> tuple[Guard, list[Claims]]:
-    """A guard whose lease is valid, and the list of what its asker was asked."""
-    cutoffs = cutoffs or Cutoffs()
-    cutoffs.renew_lease(boottime_ns() + int(lease_s * 1e9))
+    """A guard with a valid lease, for whom it is NOW_S; and the list of what its asker was asked."""
+    cutoffs = Cutoffs() if cutoffs is None else cutoffs
+    cutoffs.wall_offset_ns = NOW_S * 1_000_000_000 - boottime_ns()
+    cutoffs.renew_lease(boottime_ns() + 600_000_000_000)
     asker = RecordingAsker(answer)
     return Guard(keys, cutoffs, issuer="lastcall", audience="lastcall", asker=asker), asker.asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.model import REQUEST, REVOCATION, WORKER, Explored, ends, explore
+from tests.unit.model import REQUEST, WORKER, Explored, ends, explore
 from tests.unit.small_models import FORGET, LOOK_UP, START, Channel, Memory, channel_step, memory_step
 
 

@@ -39,11 +39,14 @@ class FakeConnection:
         self.log, self.row_exists, self.went_back = log, row_exists, went_back
         self.listener: CutoffListener | None = None
         self.reads: list[str] = []
+        self.lease_at_delete: int | None = None
 
     def execute(self, query: str, parameters: Any = ()) -> FakeCursor:
         step = next((step for start, step in STATEMENTS.items() if start in query), "")
         if step:
             self.log.append(step)
+        if step == "delete row" and self.listener is not None:
+            self.lease_at_delete = self.listener.cutoffs.lease_until_ns
         if step == "renew":
             return FakeCursor([(1,)] if self.row_exists else [])
         if step == "went back?":
@@ -176,4 +179,4 @@ def test_the_listener_registers_then_listens_then_reads_and_takes_its_row_away_l
     steps = [step for step in log if step in ("register", "commit", "listen", "read", "wait", "delete row")]
     assert steps[:4] == ["register", "commit", *small_models.START]
     assert steps[-1] == "delete row"
-    assert not listener.cutoffs.lease_is_valid(), "a worker without a row must trust nothing"
+    assert connection.lease_at_delete == 0, "a worker without a row must trust nothing"

@@ -26,9 +26,7 @@ class Person:
 
     @classmethod
     def of(cls, username: str, tokens: dict[str, Any]) -> Person:
-        return cls(
-            username, tokens["user_id"], tokens["session_id"], tokens["access_token"], tokens["refresh_token"]
-        )
+        return cls(username, tokens["user_id"], tokens["session_id"], tokens["access_token"], tokens["refresh_token"])
 
     @property
     def issued_s(self) -> int:

@@ -8,11 +8,12 @@ from tests.conftest import PASSWORD, StartGunicorn
 from tests.gunicorn import Answer, Gunicorn, Line
 from tests.workers.people import API, make_person, sign_in
 
+WRONG = "a wrong guess"
 ALLOWED = 9
 """The tenth failure within five minutes is throttled."""
 
 
-def guess(server: Gunicorn | Line, username: str, password: str = "a wrong guess", address: str = "") -> Answer:
+def guess(server: Gunicorn | Line, username: str, password: str = WRONG, address: str = "") -> Answer:
     headers = {"X-Forwarded-For": address} if address else {}
     body = {"username": username, "password": password}
     return server.ask("POST", API + "/auth/login", body=body, headers=headers)

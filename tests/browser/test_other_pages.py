@@ -1,0 +1,141 @@
+"""Sign-in, Users, History, Workers and the API's page; what other people wrote is shown as text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+from tests.browser.conftest import MakePerson, OpenPage, SignIn
+from tests.conftest import PASSWORD
+from tests.gunicorn import ROOT, Gunicorn
+
+
+def test_a_wrong_password_says_so_and_a_user_without_the_role_stays_out(
+    open_page: OpenPage, make_person: MakePerson
+) -> None:
+    make_person("alice", "viewer")
+    page = open_page()
+    page.goto("/console/users")
+    for username, password, answer in (
+        ("admin", "wrong password", "The user name or the password is wrong"),
+        ("alice", PASSWORD, "needs the role admin"),
+    ):
+        page.get_by_label("Username").fill(username)
+        page.get_by_label("Password").fill(password)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("alert")).to_contain_text(answer)
+    page.get_by_label("Username").fill("admin")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Users")).to_be_visible()
+
+
+def test_users_are_created_changed_and_deleted(sign_in: SignIn, gunicorn: Gunicorn) -> None:
+    page = sign_in()
+    page.get_by_role("navigation", name="Console").get_by_role("link", name="Users").click()
+    page.get_by_role("button", name="Create user").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Username").fill("carol")
+    dialog.get_by_label("Password").fill(PASSWORD)
+    dialog.get_by_label("Roles").fill("viewer, billing")
+    dialog.get_by_role("button", name="Create user").click()
+    row = page.get_by_role("row").filter(has_text="carol")
+    expect(row).to_contain_text("billing")
+    carol = gunicorn.sign_in("carol", PASSWORD)
+
+    row.get_by_role("button", name="Roles").click()
+    dialog.get_by_label("Roles, separated by spaces").fill("viewer")
+    dialog.get_by_role("button", name="Set roles").click()
+    expect(page.get_by_role("status")).to_contain_text("In force on 2 of 2 workers")
+    expect(row).not_to_contain_text("billing")
+    assert gunicorn.ask("GET", "/api/v1/auth/me", token=carol["access_token"]).status == 401
+
+    row.get_by_role("button", name="Disable").click()
+    dialog.get_by_role("button", name="Disable").click()
+    expect(row).to_contain_text("disabled")
+    row.get_by_role("button", name="Enable").click()
+    dialog.get_by_role("button", name="Enable").click()
+    expect(row).not_to_contain_text("disabled")
+
+    row.get_by_role("button", name="Delete").click()
+    dialog.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("status")).to_contain_text("carol was deleted")
+    expect(row).to_have_count(0)
+
+
+def test_the_last_admin_is_told_why_he_cannot_be_deleted(sign_in: SignIn) -> None:
+    page = sign_in()
+    page.get_by_role("navigation", name="Console").get_by_role("link", name="Users").click()
+    page.get_by_role("row").filter(has_text="this is you").get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("alert")).to_contain_text("This is the last admin")
+
+
+def test_the_workers_page_shows_every_worker_live(sign_in: SignIn) -> None:
+    page = sign_in()
+    page.get_by_role("navigation", name="Console").get_by_role("link", name="Workers").click()
+    expect(page.get_by_text("2 of 2 live")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="answers this page")).to_have_count(1)
+
+
+def test_what_others_wrote_is_shown_as_text(sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn) -> None:
+    name = "<script>alert(1)</script>\u202eevil"
+    make_person(name)
+    body = {"username": name, "password": PASSWORD}
+    gunicorn.ask("POST", "/api/v1/auth/login", body=body, headers={"User-Agent": "<img src=x onerror=alert(1)>" * 100})
+    page = sign_in()
+    page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+    expect(page.get_by_text("<script>alert(1)</script>").first).to_be_visible()
+    assert page.locator("tbody img").count() == 0
+    page.get_by_role("row").filter(has_text="<script>").first.get_by_role("button", name="Force logout").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Force logout <script>alert(1)</script>")
+
+
+def test_the_api_page_loads_from_this_server_alone(sign_in: SignIn) -> None:
+    page = sign_in()
+    page.goto("/docs")
+    expect(page.get_by_text("/api/v1/auth/login")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pages_are_accessible(sign_in: SignIn, make_person: MakePerson, scheme: str) -> None:
+    make_person("alice", "viewer")
+    page = sign_in(color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
+    for path in ("/console/", "/console/users", "/console/history", "/console/workers"):
+        page.goto(path)
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+    page.goto("/console/")
+    page.get_by_role("button", name="Log out all users").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_overflows_the_page(sign_in: SignIn, make_person: MakePerson, width: int) -> None:
+    make_person("x" * 100, *(f"role-number-{number}" for number in range(8)))
+    page = sign_in(viewport={"width": width, "height": 800})
+    for path in ("/console/", "/console/users", "/console/history", "/console/workers"):
+        page.goto(path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def test_the_picture_of_the_readme_shows_a_receipt(sign_in: SignIn, make_person: MakePerson) -> None:
+    """`make pictures` keeps what this test sees as docs/images/sessions.png."""
+    for name in ("ada", "grace", "barbara", "edsger", "linus"):
+        make_person(name, "editor" if name != "linus" else "billing")
+    page = sign_in(viewport={"width": 1280, "height": 640})
+    page.get_by_role("row").filter(has_text="linus").get_by_role("button", name="Force logout").click()
+    page.get_by_role("dialog").get_by_label("Reason").fill("Lost laptop")
+    page.get_by_role("dialog").get_by_role("button", name="Force logout").click()
+    expect(page.get_by_role("status")).to_contain_text("In force on 2 of 2 workers")
+    expect(page.get_by_role("row").filter(has_text="linus")).to_have_count(0)
+    folder = os.environ.get("LASTCALL_PICTURES")
+    if folder:
+        Path(ROOT / folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=ROOT / folder / "sessions.png", animations="disabled")

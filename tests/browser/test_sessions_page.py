@@ -1,0 +1,189 @@
+"""The Sessions page, as an admin uses it in an incident."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import MakePerson, SignIn
+from tests.conftest import PASSWORD
+from tests.gunicorn import Gunicorn
+
+RECEIPT = re.compile(r"In force on 2 of 2 workers in \d+ ms")
+
+
+def row_of(page: Page, username: str) -> object:
+    return page.get_by_role("table", name="Active sessions").get_by_role("row").filter(has_text=username)
+
+
+def is_in(gunicorn: Gunicorn, person: dict[str, str]) -> bool:
+    """Whether any worker accepts his token; they must agree."""
+    statuses = {line.ask("GET", "/api/v1/auth/me", token=person["access_token"]).status for line in gunicorn.lines()}
+    assert len(statuses) == 1
+    return statuses == {200}
+
+
+def test_the_console_sign_in_is_a_session_like_any_other(sign_in: SignIn, gunicorn: Gunicorn) -> None:
+    page = sign_in()
+    expect(row_of(page, "this is you")).to_contain_text("console")
+    admin = gunicorn.sign_in("admin", PASSWORD)
+    path = f"/api/v1/admin/sessions/{admin['user_id']}"
+    mine = gunicorn.ask("GET", path + "?client=console", token=admin["access_token"]).json["items"][0]["session_id"]
+    assert gunicorn.ask("DELETE", f"{path}/{mine}", token=admin["access_token"]).status == 200
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    expect(page.get_by_text("You were signed out")).to_be_visible()
+
+
+def test_a_force_logout_shows_whom_it_hits_and_that_it_is_in_force(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
+) -> None:
+    alice, bob = make_person("alice", "viewer"), make_person("bob")
+    page = sign_in()
+    row_of(page, "alice").get_by_role("button", name="Force logout").click()
+    dialog = page.get_by_role("dialog", name="Force logout alice?")
+    expect(dialog).to_contain_text("Ends 1 session")
+    dialog.get_by_label("Reason").fill("Lost laptop")
+    dialog.get_by_role("button", name="Force logout").click()
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    assert not is_in(gunicorn, alice)
+    assert is_in(gunicorn, bob)
+    expect(dialog).to_be_hidden()
+    expect(row_of(page, "alice")).to_have_count(0)
+    page.get_by_role("link", name="History").first.click()
+    expect(page.get_by_role("row").filter(has_text="alice")).to_contain_text("Lost laptop")
+
+
+def test_ending_a_session_leaves_the_others_of_the_user(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
+) -> None:
+    first = make_person("alice")
+    second = gunicorn.sign_in("alice", PASSWORD)
+    page = sign_in()
+    page.locator(f"#end-{first['session_id']}").click()
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    assert not is_in(gunicorn, first)
+    assert is_in(gunicorn, second)
+
+
+def test_cancel_and_escape_do_nothing(sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn) -> None:
+    alice = make_person("alice")
+    page = sign_in()
+    button = row_of(page, "alice").get_by_role("button", name="Force logout")
+    dialog = page.get_by_role("dialog", name="Force logout alice?")
+    button.click()
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(dialog).to_have_count(0)
+    button.click()
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(button).to_be_focused()
+    assert is_in(gunicorn, alice)
+
+
+def test_log_out_all_needs_the_phrase_and_keeps_me(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
+) -> None:
+    alice = make_person("alice")
+    page = sign_in()
+    page.get_by_role("button", name="Log out all users").click()
+    dialog = page.get_by_role("dialog", name="Log out all users?")
+    submit = dialog.get_by_role("button", name="Log out all users")
+    expect(submit).to_be_disabled()
+    dialog.get_by_role("textbox").fill("log out all")
+    expect(submit).to_be_disabled()
+    dialog.get_by_role("textbox").fill("log out all users")
+    dialog.get_by_role("checkbox", name="Keep me signed in").check()
+    submit.click()
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    assert not is_in(gunicorn, alice)
+    expect(row_of(page, "alice")).to_have_count(0)
+    expect(row_of(page, "this is you")).to_have_count(1)
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    page.reload()
+    expect(row_of(page, "this is you")).to_have_count(1)
+
+
+def test_log_out_all_without_keep_me_leads_to_the_door(sign_in: SignIn) -> None:
+    page = sign_in()
+    page.get_by_role("button", name="Log out all users").click()
+    dialog = page.get_by_role("dialog", name="Log out all users?")
+    dialog.get_by_role("checkbox", name="Keep me signed in").uncheck()
+    dialog.get_by_role("textbox").fill("log out all users")
+    dialog.get_by_role("button", name="Log out all users").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+
+
+def test_the_search_narrows_the_table_and_the_address_follows(sign_in: SignIn, make_person: MakePerson) -> None:
+    make_person("alice")
+    make_person("bob")
+    page = sign_in()
+    expect(row_of(page, "alice")).to_have_count(1)
+    page.get_by_role("searchbox", name="Search sessions").fill("bo")
+    expect(row_of(page, "alice")).to_have_count(0)
+    expect(row_of(page, "bob")).to_have_count(1)
+    expect(page).to_have_url(re.compile(r"/console/\?.*q=bo"))
+    page.reload()
+    expect(row_of(page, "bob")).to_have_count(1)
+    expect(row_of(page, "alice")).to_have_count(0)
+
+
+def test_a_sign_in_elsewhere_arrives_while_search_and_focus_stay(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
+) -> None:
+    make_person("alice")
+    page = sign_in()
+    search = page.get_by_role("searchbox", name="Search sessions")
+    search.fill("alice")
+    expect(row_of(page, "this is you")).to_have_count(0)
+    button = row_of(page, "alice").get_by_role("button", name="Force logout")
+    button.focus()
+    gunicorn.sign_in("alice", PASSWORD)
+    expect(row_of(page, "alice")).to_have_count(2)
+    expect(search).to_have_value("alice")
+    expect(page.locator(":focus")).to_have_text("Force logout")
+
+
+def test_a_second_admins_page_follows_by_itself(sign_in: SignIn, make_person: MakePerson) -> None:
+    make_person("alice")
+    first, second = sign_in(), sign_in()
+    expect(row_of(second, "alice")).to_have_count(1)
+    row_of(first, "alice").get_by_role("button", name="Force logout").click()
+    first.get_by_role("dialog").get_by_role("button", name="Force logout").click()
+    expect(first.get_by_role("status")).to_have_text(RECEIPT)
+    expect(row_of(second, "alice")).to_have_count(0)
+
+
+def test_only_what_the_filter_found_is_ended(sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn) -> None:
+    alice, bob = make_person("alice", "billing"), make_person("bob", "viewer")
+    page = sign_in()
+    page.get_by_label("Role").fill("billing")
+    expect(row_of(page, "bob")).to_have_count(0)
+    page.get_by_role("button", name="End the sessions found").click()
+    dialog = page.get_by_role("dialog", name="End the sessions found?")
+    expect(dialog).to_contain_text("Ends 1 session")
+    dialog.get_by_role("button", name="End sessions").click()
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    assert not is_in(gunicorn, alice)
+    assert is_in(gunicorn, bob)
+
+
+def test_a_force_logout_works_with_the_keyboard_alone(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
+) -> None:
+    alice = make_person("alice")
+    page = sign_in()
+    page.get_by_role("searchbox", name="Search sessions").focus()
+    page.keyboard.type("alice")
+    expect(row_of(page, "this is you")).to_have_count(0)
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.locator(":focus").get_attribute("id") == f"logout-{alice['session_id']}":
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="Force logout alice?")).to_be_visible()
+    page.keyboard.press("Enter")  # the focus is in the reason: Enter sends the form
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    assert not is_in(gunicorn, alice)

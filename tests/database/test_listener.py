@@ -1,0 +1,272 @@
+"""The real listener on a real PostgreSQL: it misses nothing, believes nothing false, and recovers by itself."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from lastcall.claims import Claims
+from lastcall.cutoffs import Cutoff, Cutoffs
+from lastcall.listener import CANARY, CutoffListener
+from tests.database.conftest import DEADLINE_S, CatchUp, one, wait_until
+
+AHEAD = "4000000000:4000000000:"
+
+
+class Fenceable(Cutoffs):
+    """Cutoffs that tell when they were fenced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_fenced = threading.Event()
+
+    def fence(self) -> None:
+        super().fence()
+        self.was_fenced.set()
+
+
+class Heard:
+    """How often `on_change` was called; `wait` until it is called once more."""
+
+    def __init__(self) -> None:
+        self._calls = threading.Semaphore(0)
+
+    def __call__(self) -> None:
+        self._calls.release()
+
+    def wait(self) -> None:
+        assert self._calls.acquire(timeout=DEADLINE_S), "the listener heard nothing"
+
+    def nothing(self) -> bool:
+        return not self._calls.acquire(blocking=False)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def cutoffs() -> Fenceable:
+    return Fenceable()
+
+
+@pytest.fixture
+def listener(database_url: str, cutoffs: Fenceable, heard: Heard) -> Iterator[CutoffListener]:
+    listener = CutoffListener(database_url, cutoffs, lease_s=1.0, service="test", version="1", on_change=heard)
+    listener.ensure_running()
+    assert listener.wait_until_live()
+    yield listener
+    listener.stop()
+
+
+def raise_user(psql: psycopg.Connection, subject: str, generation: int) -> None:
+    psql.execute("SELECT raise_cutoff('user', %s, %s, now() + '1 h')", (subject, generation))
+
+
+def refuses(cutoffs: Cutoffs, subject: str, generation: int) -> bool:
+    """Whether a token of this user, of this generation, is refused."""
+    return cutoffs.refuses(Claims(subject, "sid", generation, 0, 1, 2)) == "user"
+
+
+@pytest.mark.usefixtures("listener")
+def test_a_cutoff_is_in_force_once_it_was_heard(psql: psycopg.Connection, cutoffs: Cutoffs, heard: Heard) -> None:
+    raise_user(psql, "ann", 3)
+    heard.wait()
+    assert refuses(cutoffs, "ann", 2) and not refuses(cutoffs, "ann", 3) and not refuses(cutoffs, "bob", 0)
+
+
+def test_all_cutoffs_from_before_the_start_are_known_before_the_lease_begins(
+    psql: psycopg.Connection, database_url: str
+) -> None:
+    for number in range(20):
+        raise_user(psql, f"user {number}", 1)
+    psql.execute("UPDATE everyone SET gen = 4")
+    cutoffs = Cutoffs()
+    listener = CutoffListener(database_url, cutoffs)
+    listener.ensure_running()
+    assert listener.wait_until_live()
+    assert all(refuses(cutoffs, f"user {number}", 0) or cutoffs.everyone_gen for number in range(20))
+    assert (len(cutoffs), cutoffs.everyone_gen) == (21, 4)
+    listener.stop()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_cut_connection_recovers_and_nothing_is_missed(
+    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Cutoffs, heard: Heard, catch_up: CatchUp, times: int
+) -> None:
+    for time in range(times):
+        ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        mine = " WHERE application_name = 'lastcall-listener' AND datname = current_database()"
+        wait_until(lambda sql=ended + mine: one(psql, sql) == 1, "the listener is connected")
+        raise_user(psql, f"user {time}", 1)  # while nobody listens
+        heard.wait()
+        catch_up()
+    assert all(refuses(cutoffs, f"user {time}", 0) for time in range(times))
+    assert listener.wait_until_live()
+    assert one(psql, "SELECT count(*) FROM workers") == 1
+
+
+@pytest.mark.usefixtures("listener")
+def test_without_any_announcement_the_periodic_read_keeps_the_promise(
+    psql: psycopg.Connection, cutoffs: Cutoffs, heard: Heard
+) -> None:
+    psql.execute("ALTER TABLE cutoffs DISABLE TRIGGER cutoffs_after_write")
+    raise_user(psql, "ann", 1)
+    heard.wait()
+    assert refuses(cutoffs, "ann", 0)
+
+
+@pytest.mark.parametrize(
+    "payload", ["", "everyone", '{"scope": "everyone", "min_gen": 99}', "\N{SNOWMAN}", "x" * 7999], ids=len
+)
+@pytest.mark.usefixtures("listener")
+def test_a_forged_announcement_changes_nothing(
+    psql: psycopg.Connection, cutoffs: Cutoffs, heard: Heard, catch_up: CatchUp, payload: str
+) -> None:
+    raise_user(psql, "ann", 1)
+    heard.wait()
+    for _ in range(50):
+        psql.execute("SELECT pg_notify('lastcall_cutoffs', %s)", (payload,))
+    catch_up()
+    assert heard.nothing()
+    assert (len(cutoffs), cutoffs.everyone_gen) == (1, 0) and cutoffs.lease_is_valid()
+    assert refuses(cutoffs, "ann", 0)
+
+
+@pytest.mark.usefixtures("listener")
+def test_a_burst_of_announcements_loses_no_cutoff(
+    psql: psycopg.Connection, cutoffs: Cutoffs, catch_up: CatchUp
+) -> None:
+    for number in range(200):
+        raise_user(psql, f"user {number}", 1)
+    catch_up()
+    assert all(refuses(cutoffs, f"user {number}", 0) for number in range(200))
+
+
+@pytest.mark.usefixtures("listener")
+def test_a_transaction_that_began_early_and_commits_late_is_not_skipped(
+    psql: psycopg.Connection, database_url: str, cutoffs: Cutoffs, catch_up: CatchUp
+) -> None:
+    with psycopg.connect(database_url) as slow:
+        raise_user(slow, "slow", 1)
+        raise_user(psql, "quick", 1)
+        wait_until(lambda: refuses(cutoffs, "quick", 0), "the quick one is in force")
+        assert not refuses(cutoffs, "slow", 0)
+        slow.commit()
+    catch_up()
+    assert refuses(cutoffs, "slow", 0)
+
+
+def test_the_row_of_a_worker_says_who_it_is_and_goes_when_it_stops(
+    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Cutoffs
+) -> None:
+    row = psql.execute("SELECT id::text, service, version, lease_s, snapshot IS NOT NULL FROM workers").fetchone()
+    assert row is not None and row[:4] == (listener.worker_id, "test", "1", 1.0)
+    wait_until(lambda: one(psql, "SELECT snapshot IS NOT NULL FROM workers"), "the first position")
+    listener.stop()
+    assert one(psql, "SELECT count(*) FROM workers") == 0
+    assert not cutoffs.lease_is_valid(), "nobody waits for it any more, so it must not answer"
+
+
+def test_a_worker_whose_row_was_deleted_registers_again(
+    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Cutoffs
+) -> None:
+    psql.execute("DELETE FROM workers")
+    wait_until(lambda: one(psql, "SELECT count(*) FROM workers WHERE snapshot IS NOT NULL") == 1, "it is back")
+    assert one(psql, "SELECT id::text FROM workers") == listener.worker_id and cutoffs.lease_is_valid()
+
+
+def test_a_position_that_goes_backwards_fences_reads_all_anew_and_lowers_nothing(
+    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Fenceable, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What the backup does not know of: it was read from the database that was lost.
+    cutoffs.advance(Cutoff("user", "lost", 9, 1, 2**51))
+    # What the next read would skip, if it read only what is new.
+    raise_user(psql, "ann", 1)
+    wait_until(lambda: refuses(cutoffs, "ann", 0), "the cutoff was read")
+    cutoffs._users.pop("ann")
+    with caplog.at_level(logging.CRITICAL, "lastcall"):
+        while not cutoffs.was_fenced.is_set():
+            listener._position = AHEAD  # again, as a round under way overwrites it
+            psql.execute("NOTIFY lastcall_cutoffs")
+            cutoffs.was_fenced.wait(0.2)
+        assert listener.wait_until_live()
+    assert refuses(cutoffs, "ann", 0) and refuses(cutoffs, "lost", 8)
+    assert "BACK in time" in caplog.text
+
+
+def test_the_canary_is_refused_and_noted(psql: psycopg.Connection, listener: CutoffListener, heard: Heard) -> None:
+    assert one(psql, "SELECT canary FROM workers") == 0
+    raise_user(psql, CANARY, 6)
+    heard.wait()  # the first one makes the memory larger
+    raise_user(psql, CANARY, 7)
+    wait_until(lambda: one(psql, "SELECT canary FROM workers") == 7, "the canary is refused")
+    assert heard.nothing(), "it is nobody's revocation"
+
+
+def test_a_stop_without_a_start_is_tolerated(database_url: str) -> None:
+    listener = CutoffListener(database_url, Cutoffs())
+    listener.stop()
+    listener.stop()
+
+
+def test_a_worker_never_starts_on_a_database_that_is_away_and_comes_when_it_is_there(
+    psql: psycopg.Connection, database_url: str
+) -> None:
+    cutoffs = Cutoffs()
+    listener = CutoffListener(database_url, cutoffs)
+    psql.execute("ALTER TABLE everyone RENAME TO elsewhere")
+    listener.ensure_running()
+    wait_until(lambda: one(psql, "SELECT count(*) FROM workers") == 1, "it registers first")
+    assert not cutoffs.lease_is_valid() and cutoffs.state == "starting"
+    psql.execute("ALTER TABLE elsewhere RENAME TO everyone")
+    assert listener.wait_until_live(DEADLINE_S)
+    listener.stop()
+
+
+FORK = """
+import os, sys
+from lastcall.cutoffs import Cutoffs
+from lastcall.listener import CutoffListener
+
+listener = CutoffListener(sys.argv[1], Cutoffs(), lease_s=1.0)
+listener.ensure_running()
+assert listener.wait_until_live()
+parent = listener.worker_id
+if (child := os.fork()) == 0:
+    problem = 1
+    try:
+        listener.ensure_running()
+        listener.ensure_running()
+        assert listener._thread.is_alive() and listener.worker_id != parent
+        assert not listener.cutoffs.loaded or listener.cutoffs.lease_is_valid()
+        assert listener.wait_until_live()
+        listener.stop()
+        problem = 0
+    finally:
+        os._exit(problem)
+assert os.waitpid(child, 0)[1] == 0
+assert listener.wait_until_live()
+assert listener.worker_id == parent
+listener.stop()
+"""
+
+
+def test_a_fork_gets_a_listener_of_its_own(psql: psycopg.Connection, database_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, database_url],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert one(psql, "SELECT count(*) FROM workers") == 0

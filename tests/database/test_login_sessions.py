@@ -1,0 +1,224 @@
+"""The list of sessions: every filter, every sort, pages that visit each row once, and a plan that uses its index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+
+from models import login_session
+from models.database import db
+from models.demo import invent_sessions
+from models.errors import BadCursor
+from models.login_session import SORTS, SessionFilter, list_sessions
+from settings import Settings
+from tests.database.conftest import add_session, add_user, one
+
+pytestmark = pytest.mark.usefixtures("context")
+
+Sessions = dict[str, str]
+
+
+@pytest.fixture
+def sessions(psql: psycopg.Connection) -> Sessions:
+    """Sessions by a name of their own: active ones that differ in everything, then those that are over."""
+    now: datetime = one(psql, "SELECT clock_timestamp()")
+    ann, bob, odd = add_user(psql, "Ann"), add_user(psql, "bob"), add_user(psql, "100%_sure\\")
+    gone, out, behind = add_user(psql, "gone"), add_user(psql, "out"), add_user(psql, "behind")
+
+    def ago(hours: float, **columns: Any) -> dict[str, Any]:
+        moment = now - timedelta(hours=hours)
+        return {"created_at": moment, "last_seen_at": moment, **columns}
+
+    rows = {
+        "ann, web": (ann, ago(1, client_id="web", ip="10.0.0.7", roles=["admin", "viewer"])),
+        "ann, cli": (ann, ago(2, client_id="cli", ip="10.0.1.7", last_ip="203.0.113.9", roles=["admin"])),
+        "bob": (bob, ago(3, client_id="web", ip="2001:db8::1", last_ip="2001:db8::1", roles=["viewer"])),
+        "odd": (odd, ago(4, client_id="50%", ip=None, last_ip=None, roles=[])),
+        "bob, ended": (bob, ago(5, ended_at=now, ended_by="root", end_reason="enough")),
+        "bob, expired": (bob, ago(6, expires_at=now - timedelta(minutes=1))),
+        "gone": (gone, ago(7)),
+        "out": (out, ago(8)),
+        "behind": (behind, ago(9)),
+    }
+    made = {name: add_session(psql, user_id, **columns) for name, (user_id, columns) in rows.items()}
+    psql.execute("DELETE FROM users WHERE username = 'gone'")
+    psql.execute("UPDATE users SET disabled_at = now() WHERE username = 'out'")
+    psql.execute("UPDATE users SET gen = gen + 1 WHERE username = 'behind'")
+    return made
+
+
+def found(sessions: Sessions, wanted: SessionFilter, **options: Any) -> list[str]:
+    names = {session_id: name for name, session_id in sessions.items()}
+    page = list_sessions(wanted, **options)
+    assert page.total == len(page.items) and page.total_is_exact
+    return [names[item.session_id] for item in page.items]
+
+
+ALL_ACTIVE = ["ann, web", "ann, cli", "bob", "odd"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({}, ALL_ACTIVE),
+        ({"user": "ann"}, ALL_ACTIVE[:2]),
+        ({"user": "AN"}, []),
+        ({"q": "ann"}, ALL_ACTIVE[:2]),
+        ({"q": "B"}, ["ann, web", "bob"]),
+        ({"q": "10.0."}, ALL_ACTIVE[:2]),
+        ({"q": "203.0.113"}, ["ann, cli"]),
+        ({"q": "2001:db8"}, ["bob"]),
+        ({"q": "web"}, ["ann, web", "bob"]),
+        ({"q": "%"}, ["odd"]),
+        ({"q": "_"}, ["odd"]),
+        ({"q": "\\"}, ["odd"]),
+        ({"q": "50%"}, ["odd"]),
+        ({"q": "0_0"}, []),
+        ({"q": "' OR 1=1 --"}, []),
+        ({"role": "admin"}, ALL_ACTIVE[:2]),
+        ({"role": "viewer"}, ["ann, web", "bob"]),
+        ({"role": "%"}, []),
+        ({"client": "web"}, ["ann, web", "bob"]),
+        ({"client": "WEB"}, []),
+        ({"ip": "10.0.0.7/32"}, ["ann, web"]),
+        ({"ip": "10.0.0.0/15"}, ALL_ACTIVE[:2]),
+        ({"ip": "203.0.113.9"}, ["ann, cli"]),
+        ({"ip": "2001:db8::/32"}, ["bob"]),
+        ({"ip": "0.0.0.0/0"}, ALL_ACTIVE[:2]),
+        ({"user": "ann", "client": "web", "role": "viewer"}, ["ann, web"]),
+        ({"user": "bob", "client": "cli"}, []),
+        ({"state": "ended"}, ["bob, ended", "gone", "out", "behind"]),
+        ({"state": "expired"}, ["bob, expired"]),
+        ({"state": "all"}, [*ALL_ACTIVE, "bob, ended", "bob, expired", "gone", "out", "behind"]),
+        ({"state": "all", "user": "bob"}, ["bob", "bob, ended", "bob, expired"]),
+    ],
+)
+def test_a_filter_shows_just_what_it_says(sessions: Sessions, wanted: dict[str, Any], expected: list[str]) -> None:
+    assert found(sessions, SessionFilter(**wanted)) == expected
+
+
+def test_a_user_is_found_by_his_id_as_well(sessions: Sessions, psql: psycopg.Connection) -> None:
+    user_id = str(one(psql, "SELECT id FROM users WHERE username = 'Ann'"))
+    assert found(sessions, SessionFilter(user=user_id)) == ALL_ACTIVE[:2]
+    assert found(sessions, SessionFilter(user=user_id.upper())) == ALL_ACTIVE[:2]
+    assert found(sessions, SessionFilter(user_id=user_id)) == ALL_ACTIVE[:2]
+
+
+def test_since_is_the_first_moment_and_until_the_first_one_after(sessions: Sessions, psql: psycopg.Connection) -> None:
+    moment = one(psql, "SELECT created_at FROM login_sessions WHERE id = %s", (sessions["bob"],))
+    assert found(sessions, SessionFilter(since=moment)) == ALL_ACTIVE[:3]
+    assert found(sessions, SessionFilter(until=moment)) == ["odd"]
+    assert found(sessions, SessionFilter(since=moment, until=moment + timedelta(microseconds=1))) == ["bob"]
+
+
+def test_a_log_out_of_everyone_ends_them_all_and_says_by_whom(sessions: Sessions, psql: psycopg.Connection) -> None:
+    psql.execute("UPDATE everyone SET gen = gen + 1")
+    assert found(sessions, SessionFilter()) == []
+    ended = {item.session_id: item for item in list_sessions(SessionFilter(state="ended")).items}
+    assert len(ended) == 9, "also who had expired: it counts as ended now"
+    assert ended[sessions["bob"]].ended_by == "database role lastcall"
+    assert ended[sessions["bob, ended"]].ended_by == "root"
+
+
+def test_the_state_of_each_session_is_told(sessions: Sessions) -> None:
+    states = {item.session_id: item.state for item in list_sessions(SessionFilter(state="all")).items}
+    for name, session_id in sessions.items():
+        over = "expired" if "expired" in name else "ended"
+        assert states[session_id] == ("active" if name in ALL_ACTIVE else over), name
+
+
+@pytest.fixture
+def many(psql: psycopg.Connection, settings: Settings) -> set[str]:
+    """300 invented sessions, of which groups of ten began, and were seen, at the same moment."""
+    assert list(invent_sessions(300, settings)) == [300]
+    psql.execute(
+        "UPDATE login_sessions AS s SET created_at = now() - make_interval(secs => v.n / 10),"
+        " last_seen_at = now() - make_interval(secs => (v.n * 7) % 31)"
+        " FROM (SELECT id, row_number() OVER () AS n FROM login_sessions) AS v WHERE s.id = v.id"
+    )
+    return {str(row[0]) for row in psql.execute("SELECT id FROM login_sessions")}
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("limit", [37, 100])
+def test_the_pages_visit_each_session_once_in_order(many: set[str], sort: str, limit: int) -> None:
+    visited, cursor, pages = [], None, 0
+    while pages == 0 or cursor:
+        page = list_sessions(SessionFilter(), sort=sort, limit=limit, cursor=cursor)
+        assert page.total == 300 and page.total_is_exact
+        visited += page.items
+        cursor, pages = page.next, pages + 1
+    assert len(visited) == 300 and {item.session_id for item in visited} == many
+    assert pages == -(-300 // limit)
+    values = [getattr(item, sort.removeprefix("-")) for item in visited]
+    assert values == sorted(values, reverse=sort.startswith("-"))
+
+
+def test_a_session_that_begins_meanwhile_moves_no_page(many: set[str], psql: psycopg.Connection) -> None:
+    first = list_sessions(SessionFilter(), limit=100)
+    add_session(psql, str(one(psql, "SELECT id FROM users LIMIT 1")))
+    second = list_sessions(SessionFilter(), limit=100, cursor=first.next)
+    third = list_sessions(SessionFilter(), limit=100, cursor=second.next)
+    assert {item.session_id for page in (first, second, third) for item in page.items} == many
+    assert third.next is None
+
+
+def test_a_cursor_is_good_for_its_own_list_only(many: set[str]) -> None:
+    cursor = list_sessions(SessionFilter(), limit=10).next
+    assert cursor is not None
+    for wanted, sort in ((SessionFilter(client="web"), "-created_at"), (SessionFilter(), "created_at")):
+        with pytest.raises(BadCursor):
+            list_sessions(wanted, sort=sort, cursor=cursor)
+    for forged in (cursor[:-1], "x" + cursor, cursor.replace(".", ""), "."):
+        with pytest.raises(BadCursor):
+            list_sessions(SessionFilter(), cursor=forged)
+
+
+def test_beyond_ten_thousand_the_total_is_an_estimate(
+    many: set[str], psql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert login_session.COUNT_EXACTLY_TO == 10_000
+    monkeypatch.setattr(login_session, "COUNT_EXACTLY_TO", 100)
+    psql.execute("ANALYZE")
+    page = list_sessions(SessionFilter())
+    assert not page.total_is_exact and 100 < page.total < 1000
+
+
+@pytest.fixture
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """What is sent to the database, with its parameters."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(db.engine, "before_cursor_execute", note)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[tuple[str, str | None, str | None]]:
+    yield plan["Node Type"], plan.get("Relation Name"), plan.get("Index Name")
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def test_the_default_list_reads_its_index_in_order_however_many_sessions_there_are(
+    psql: psycopg.Connection, settings: Settings, statements: list[tuple[str, Any]]
+) -> None:
+    list(invent_sessions(4000, settings))
+    psql.execute("ANALYZE")
+    first = list_sessions(SessionFilter())
+    statements.clear()
+    list_sessions(SessionFilter(), cursor=first.next)
+    query, parameters = next(pair for pair in statements if "ORDER BY" in pair[0])
+    plan = one(psql, "EXPLAIN (FORMAT JSON) " + query, parameters)[0]["Plan"]
+    found = [node for node in nodes(plan) if node[1] in ("login_sessions", None) or "Sort" in node[0]]
+    assert ("Index Scan", "login_sessions", "login_sessions_active") in found, plan
+    assert not [node for node in found if "Seq Scan" in node[0] or "Sort" in node[0]], plan

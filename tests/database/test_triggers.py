@@ -1,0 +1,213 @@
+"""No bypass: whatever takes something away from a user, from any client, revokes in the same transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from flask import Flask
+
+from tests.actors import Actor
+from tests.conftest import PASSWORD, MakeUser
+from tests.database.conftest import CatchUp, one
+
+BY_PSQL = "database role lastcall"
+
+USER_ACTS = {
+    "DELETE FROM users WHERE id = %(id)s": "user_deleted",
+    "UPDATE users SET disabled_at = now() WHERE id = %(id)s": "user_disabled",
+    "UPDATE users SET password_hash = 'another' WHERE id = %(id)s": "password_changed",
+    "UPDATE users SET gen = gen + 1 WHERE id = %(id)s": "generation_raised",
+    "DELETE FROM user_roles WHERE user_id = %(id)s AND role = 'viewer'": "role_lost",
+    "UPDATE user_roles SET role = 'guest' WHERE user_id = %(id)s AND role = 'viewer'": "role_lost",
+    "INSERT INTO cutoffs (scope, subject, min_gen, expires_at)"
+    " VALUES ('user', %(id)s, 1, now() + '1 h')": "generation_raised",
+    "INSERT INTO cutoffs AS c (scope, subject, min_gen, expires_at) VALUES ('user', %(id)s, 1, now() + '1 h')"
+    " ON CONFLICT (scope, subject) DO UPDATE SET min_gen = c.min_gen + 1": "generation_raised",
+}
+
+
+@pytest.fixture
+def bob(make_user: MakeUser) -> Actor:
+    """Somebody else, who must stay in; with two roles."""
+    return make_user("bob", "editor", "viewer")
+
+
+def newest_history(psql: psycopg.Connection) -> dict[str, Any]:
+    cursor = psql.execute(
+        "SELECT scope, subject, subject_name, actor_name, cause, sessions_ended FROM revocations"
+        " ORDER BY created_at DESC LIMIT 1"
+    )
+    row = cursor.fetchone()
+    assert row is not None and cursor.description is not None
+    return dict(zip([column.name for column in cursor.description], row, strict=True))
+
+
+@pytest.mark.parametrize("act", USER_ACTS)
+def test_an_act_by_psql_signs_the_user_out(
+    psql: psycopg.Connection, alice: Actor, bob: Actor, catch_up: CatchUp, act: str
+) -> None:
+    second = alice.again()
+    psql.execute(act, {"id": alice.user_id})
+    catch_up()
+    assert not alice.is_in() and not second.is_in()
+    assert bob.is_in()
+    ends = psql.execute(
+        "SELECT DISTINCT ended_at IS NOT NULL, ended_scope::text, ended_by, end_reason FROM login_sessions"
+        " WHERE user_id = %s",
+        (alice.user_id,),
+    ).fetchall()
+    assert ends == [(True, "user", BY_PSQL, USER_ACTS[act])]
+    assert one(psql, "SELECT count(*) FROM revocations") == 1
+    assert newest_history(psql) == {
+        "scope": "user",
+        "subject": alice.user_id,
+        "subject_name": "alice",
+        "actor_name": BY_PSQL,
+        "cause": USER_ACTS[act],
+        "sessions_ended": 2,
+    }
+
+
+@pytest.mark.parametrize("act", USER_ACTS)
+def test_a_rolled_back_act_revokes_nothing(psql: psycopg.Connection, alice: Actor, catch_up: CatchUp, act: str) -> None:
+    with psql.transaction(force_rollback=True):
+        psql.execute(act, {"id": alice.user_id})
+    catch_up()
+    assert alice.is_in()
+    assert one(psql, "SELECT count(*) FROM cutoffs") == 0
+    assert one(psql, "SELECT count(*) FROM revocations") == 0
+
+
+@pytest.mark.parametrize("act", [act for act in USER_ACTS if USER_ACTS[act] in ("generation_raised", "role_lost")])
+def test_who_signs_in_after_it_is_accepted(psql: psycopg.Connection, alice: Actor, catch_up: CatchUp, act: str) -> None:
+    psql.execute(act, {"id": alice.user_id})
+    assert alice.again().is_in()
+    catch_up()
+    assert alice.again().is_in()
+
+
+EVERYONE_ACTS = [
+    "UPDATE everyone SET gen = gen + 1",
+    "INSERT INTO cutoffs (scope, min_gen, expires_at) VALUES ('everyone', 1, now() + '1 h')",
+    "TRUNCATE users CASCADE",
+]
+
+
+@pytest.mark.parametrize("act", EVERYONE_ACTS)
+def test_an_act_by_psql_signs_everyone_out(
+    psql: psycopg.Connection, app: Flask, alice: Actor, bob: Actor, catch_up: CatchUp, act: str
+) -> None:
+    psql.execute(act)
+    catch_up()
+    assert not alice.is_in() and not bob.is_in()
+    with app.app_context():
+        app.extensions["lastcall_server"].housekeeper.tick()
+    ends = psql.execute("SELECT DISTINCT ended_at IS NOT NULL, ended_scope::text, ended_by FROM login_sessions")
+    assert ends.fetchall() == [(True, "everyone", BY_PSQL)]
+    found = newest_history(psql)
+    assert (found["scope"], found["actor_name"]) == ("everyone", BY_PSQL)
+    if not act.startswith("TRUNCATE"):
+        assert alice.again().is_in()
+
+
+SESSION_ACTS = [
+    "UPDATE login_sessions SET ended_at = now() WHERE id = %(sid)s",
+    "DELETE FROM login_sessions WHERE id = %(sid)s",
+    "INSERT INTO cutoffs (scope, subject, expires_at) VALUES ('session', %(sid)s, now() + '1 h')",
+]
+
+
+@pytest.mark.parametrize("act", SESSION_ACTS)
+def test_an_act_by_psql_ends_one_session(psql: psycopg.Connection, alice: Actor, catch_up: CatchUp, act: str) -> None:
+    other = alice.again()
+    psql.execute(act, {"sid": alice.session_id})
+    catch_up()
+    assert not alice.is_in()
+    assert other.is_in()
+    refreshed = alice.post("/auth/refresh", json={"refresh_token": alice.tokens["refresh_token"]})
+    assert refreshed.status_code == 401
+    assert [item["session_id"] for item in other.get("/me/sessions").json["items"]] == [other.session_id]
+
+
+def test_a_hand_inserted_session_cutoff_marks_the_row(psql: psycopg.Connection, alice: Actor) -> None:
+    psql.execute(SESSION_ACTS[2], {"sid": alice.session_id})
+    ended = "SELECT ended_at IS NOT NULL FROM login_sessions WHERE id = %s"
+    assert one(psql, ended, (alice.session_id,)) is True
+
+
+def test_two_roles_lost_in_one_transaction_are_one_revocation(psql: psycopg.Connection, bob: Actor) -> None:
+    with psql.transaction():
+        psql.execute("DELETE FROM user_roles WHERE user_id = %s AND role = 'editor'", (bob.user_id,))
+        psql.execute("DELETE FROM user_roles WHERE user_id = %s", (bob.user_id,))
+    assert one(psql, "SELECT gen FROM users WHERE id = %s", (bob.user_id,)) == 1
+    assert one(psql, "SELECT count(*) FROM revocations") == 1
+
+
+def test_a_sign_in_between_two_lost_roles_does_not_survive_the_second(
+    psql: psycopg.Connection, bob: Actor, catch_up: CatchUp
+) -> None:
+    psql.execute("DELETE FROM user_roles WHERE user_id = %s AND role = 'editor'", (bob.user_id,))
+    between = bob.again()
+    psql.execute("DELETE FROM user_roles WHERE user_id = %s", (bob.user_id,))
+    catch_up()
+    assert not bob.is_in() and not between.is_in() and bob.again().is_in()
+
+
+@pytest.mark.parametrize("off", ["off", "false"])
+def test_the_opt_out_keeps_the_session_when_a_role_is_lost(
+    psql: psycopg.Connection, alice: Actor, catch_up: CatchUp, off: str
+) -> None:
+    with psql.transaction():
+        psql.execute(f"SET LOCAL lastcall.revoke_on_role_removal = {off}")
+        psql.execute("DELETE FROM user_roles WHERE user_id = %s", (alice.user_id,))
+    catch_up()
+    assert alice.is_in()
+    psql.execute("INSERT INTO user_roles VALUES (%s, 'viewer')", (alice.user_id,))
+    psql.execute("DELETE FROM user_roles WHERE user_id = %s", (alice.user_id,))
+    catch_up()
+    assert not alice.is_in(), "the opt-out holds for its own transaction only"
+
+
+def test_truncated_roles_sign_their_holders_out(psql: psycopg.Connection, alice: Actor, catch_up: CatchUp) -> None:
+    psql.execute("TRUNCATE user_roles")
+    catch_up()
+    assert not alice.is_in()
+
+
+def test_what_takes_nothing_away_signs_nobody_out(psql: psycopg.Connection, alice: Actor, catch_up: CatchUp) -> None:
+    psql.execute("UPDATE users SET username = 'alicia', password_hash = password_hash")
+    psql.execute("UPDATE users SET disabled_at = NULL")
+    psql.execute("UPDATE users SET gen = 0")
+    psql.execute("UPDATE user_roles SET role = role")
+    psql.execute("INSERT INTO user_roles VALUES (%s, 'editor')", (alice.user_id,))
+    psql.execute("DELETE FROM user_roles WHERE role = 'nobody has it'")
+    catch_up()
+    assert alice.is_in()
+    assert one(psql, "SELECT count(*) FROM revocations") == 0
+
+
+def test_a_deleted_users_id_that_comes_back_keeps_its_generation(
+    psql: psycopg.Connection, alice: Actor, catch_up: CatchUp
+) -> None:
+    with psql.transaction():
+        psql.execute("CREATE TEMP TABLE kept AS SELECT * FROM users WHERE id = %s", (alice.user_id,))
+        psql.execute("DELETE FROM users WHERE id = %s", (alice.user_id,))
+    psql.execute("INSERT INTO users SELECT * FROM kept")
+    catch_up()
+    assert one(psql, "SELECT gen FROM users WHERE id = %s", (alice.user_id,)) == 1
+    assert not alice.is_in()
+    refreshed = alice.post("/auth/refresh", json={"refresh_token": alice.tokens["refresh_token"]})
+    assert refreshed.status_code == 401
+    assert Actor.signed_in(alice.client, "alice", PASSWORD).is_in()
+
+
+def test_the_history_names_who_said_who_he_is(psql: psycopg.Connection, alice: Actor) -> None:
+    with psql.transaction():
+        psql.execute("SET LOCAL lastcall.actor_name = 'nightly clean-up'")
+        psql.execute("SET LOCAL lastcall.reason = 'left the company'")
+        psql.execute("DELETE FROM users WHERE id = %s", (alice.user_id,))
+    assert newest_history(psql)["actor_name"] == "nightly clean-up"
+    assert one(psql, "SELECT reason FROM revocations") == "left the company"
+    assert one(psql, "SELECT end_reason FROM login_sessions") == "left the company"

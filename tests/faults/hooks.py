@@ -1,0 +1,112 @@
+"""Faults that only code can make, inside a worker: a slow listener, a sudden death, a wrong clock.
+
+Nothing of the product knows of it: `faulty_conf.py`, a configuration of gunicorn for these tests, installs it. A test
+switches a fault on and off by a file in a folder, so that it can do so while the workers run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+FOLDER = "FAULT_HOOKS"
+"""The environment variable that names the folder."""
+
+
+class Hooks:
+    """The test's side: switches."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def slow_listener(self, pid: int, seconds: float) -> None:
+        """Each round of the listener pauses: half before it reads, half between reading a cutoff and applying it."""
+        self._set(f"slow-{pid}", str(seconds))
+
+    def die_before_the_receipt(self) -> None:
+        """The next worker that has committed a revocation is killed before it says so."""
+        self._set("die", "")
+
+    def shift_clock(self, pid: int, seconds: float) -> None:
+        self._set(f"clock-{pid}", str(seconds))
+
+    def _set(self, name: str, text: str) -> None:
+        draft = self.folder / f".{name}"
+        draft.write_text(text)
+        draft.rename(self.folder / name)
+
+
+def install() -> None:
+    """The worker's side: put the faults in place, all of them switched off."""
+    folder = Path(os.environ[FOLDER])
+    _slow_down_the_listener(folder)
+    _die_before_the_receipt(folder)
+    _shift_the_clock(folder)
+
+
+def name_the_worker(wsgi: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Let each answer say which worker gave it."""
+    pid = str(os.getpid())
+
+    def named(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            return start_response(status, [*headers, ("X-Worker", pid)], *more)
+
+        return wsgi(environ, start)
+
+    return named
+
+
+def _number(path: Path) -> float:
+    try:
+        return float(path.read_text())
+    except FileNotFoundError:
+        return 0.0
+
+
+def _slow_down_the_listener(folder: Path) -> None:
+    from lastcall.listener import CutoffListener
+
+    path = folder / f"slow-{os.getpid()}"
+    read, apply = CutoffListener._read, CutoffListener._apply
+    due = [0.0]
+
+    def slow_read(self: CutoffListener, *args: Any, **kwargs: Any) -> Any:
+        due[0] = _number(path) / 2
+        time.sleep(due[0])
+        return read(self, *args, **kwargs)
+
+    def slow_apply(self: CutoffListener, row: tuple[Any, ...]) -> bool:
+        pause_s, due[0] = due[0], 0.0
+        time.sleep(pause_s)
+        return apply(self, row)
+
+    CutoffListener._read = slow_read  # type: ignore[method-assign]
+    CutoffListener._apply = slow_apply  # type: ignore[method-assign]
+
+
+def _die_before_the_receipt(folder: Path) -> None:
+    from blueprints import receipts
+
+    confirm = receipts.confirm  # type: ignore[attr-defined]
+
+    def confirm_or_die(*args: Any, **kwargs: Any) -> Any:
+        try:
+            (folder / "die").unlink()
+        except FileNotFoundError:
+            return confirm(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    receipts.confirm = confirm_or_die  # type: ignore[attr-defined]
+
+
+def _shift_the_clock(folder: Path) -> None:
+    path = folder / f"clock-{os.getpid()}"
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + _number(path)
+    time.time_ns = lambda: now_ns() + int(_number(path) * 1e9)

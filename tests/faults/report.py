@@ -1,0 +1,90 @@
+"""The figures of a run: a row for each fault. `python -m tests.faults` writes them to docs/reliability.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+HEAD = """# Reliability
+
+What happens to the promise (no token is accepted after its force logout has returned) when something breaks.
+Real gunicorn workers under load, real PostgreSQL, a TCP proxy in between. Written by `make faults`; do not edit.
+
+- **after return**: acceptances of a covered token that started after its revocation had returned. Must be 0.
+- **wrong**: refusals of a token that nothing covered. Must be 0.
+- **lost**: revocations that had returned and were not in the database afterwards. Must be 0.
+- **stale**: the longest time a covered token was still accepted, counted from the start of its revocation.
+- **longest**: the longest answer to a guarded request.
+- **recovery**: from the end of the fault until every worker answered as usual.
+
+| fault | must happen | revocations | requests | after return | wrong | lost | stale | longest | recovery | |
+| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- |
+"""
+
+
+@dataclass
+class Figures:
+    """The row of one fault. Times are seconds; None: not measured here."""
+
+    fault: str
+    must: str
+    revocations: int = 0
+    requests: int = 0
+    after_return: int = 0
+    wrong: int = 0
+    lost: int = 0
+    stale_s: float | None = None
+    longest_s: float | None = None
+    recovery_s: float | None = None
+    outcome: str = "failed"
+
+    def recovered_in(self, seconds: float) -> None:
+        """Keep the slowest recovery."""
+        self.recovery_s = max(self.recovery_s or 0.0, seconds)
+
+    def row(self) -> str:
+        cells = [
+            self.fault,
+            self.must,
+            str(self.revocations),
+            f"{self.requests:,}",
+            str(self.after_return),
+            str(self.wrong),
+            str(self.lost),
+            _time(self.stale_s),
+            _time(self.longest_s),
+            _time(self.recovery_s),
+            self.outcome,
+        ]
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+@dataclass
+class Report:
+    """All rows of a run, in the order of the tests."""
+
+    rows: list[Figures] = field(default_factory=list)
+    on_change: Callable[[Figures], None] = lambda figures: None
+
+    def begin(self, fault: str, must: str) -> Figures:
+        figures = Figures(fault, must)
+        self.rows.append(figures)
+        self.on_change(figures)
+        return figures
+
+    def tell(self, figures: Figures) -> None:
+        """Something has changed: whoever watches the run wants to know."""
+        self.on_change(figures)
+
+    def as_markdown(self, footer: str = "") -> str:
+        return HEAD + "\n".join(figures.row() for figures in self.rows) + "\n" + footer
+
+
+REPORT = Report()
+"""Of this process."""
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

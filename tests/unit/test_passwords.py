@@ -1,0 +1,72 @@
+"""Passwords: argon2id with OWASP's parameters, and the same work for a name that nobody has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from models import passwords
+
+
+@pytest.fixture
+def cheap() -> Iterator[None]:
+    before = passwords._hasher
+    passwords.configure(time_cost=1, memory_kib=8, parallelism=1)
+    yield
+    passwords.configure(time_cost=before.time_cost, memory_kib=before.memory_cost, parallelism=before.parallelism)
+
+
+def test_the_right_password_is_right_and_any_other_is_wrong(cheap: None) -> None:
+    kept = passwords.hash_password("correct horse")
+    assert passwords.verify_password(kept, "correct horse")
+    for wrong in ("", "correct", "Correct horse", "correct horse ", "correct horse\x00"):
+        assert not passwords.verify_password(kept, wrong)
+
+
+def test_a_hash_is_argon2id_salted_and_does_not_hold_the_password(cheap: None) -> None:
+    one, two = passwords.hash_password("correct horse"), passwords.hash_password("correct horse")
+    assert one.startswith("$argon2id$")
+    assert one != two
+    assert "horse" not in one
+
+
+def test_the_parameters_are_owasps_unless_they_are_set() -> None:
+    passwords.configure(time_cost=2, memory_kib=19_456, parallelism=1)
+    assert "m=19456,t=2,p=1" in passwords.hash_password("correct horse")
+
+
+def test_a_name_that_nobody_has_costs_as_much_work_as_a_wrong_password(
+    cheap: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes: list[str] = []
+
+    class Hasher:
+        def verify(self, kept: str, _: str) -> bool:
+            hashes.append(kept)
+            return True
+
+    nobodys = passwords._nobodys_hash()
+    monkeypatch.setattr(passwords, "_hasher", Hasher())
+    assert not passwords.verify_password(None, "anything"), "even where the invented hash would fit"
+    assert hashes == [nobodys]
+    assert nobodys.split("$")[3] == "m=8,t=1,p=1"
+
+
+@pytest.mark.parametrize("kept", ["", "x", "$argon2id$", "$2b$12$abcdefghijklmnopqrstuv"])
+def test_a_hash_that_cannot_be_read_lets_nobody_in(cheap: None, kept: str) -> None:
+    assert not passwords.verify_password(kept, "x")
+
+
+def test_a_hash_of_other_parameters_is_renewed(cheap: None) -> None:
+    kept = passwords.hash_password("correct horse")
+    assert not passwords.needs_rehash(kept)
+    passwords.configure(time_cost=2, memory_kib=16, parallelism=1)
+    assert passwords.needs_rehash(kept)
+    assert passwords.verify_password(kept, "correct horse")
+
+
+def test_an_invented_password_is_long_and_new() -> None:
+    found = {passwords.invent_password() for _ in range(100)}
+    assert len(found) == 100
+    assert min(map(len, found)) >= 20

@@ -1,0 +1,63 @@
+"""Sightings of sessions: at most one a minute each, handed over once."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+import pytest
+
+from models import seen as seen_module
+from models.seen import QUIET_NS, Seen
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    now = [QUIET_NS]
+    monkeypatch.setattr(seen_module, "boottime_ns", lambda: now[0])
+    return now
+
+
+def ids(seen: Seen) -> list[str]:
+    return [session_id for session_id, _, _ in seen.take()]
+
+
+def test_a_sighting_has_the_session_the_address_and_an_aware_time(clock: list[int]) -> None:
+    seen = Seen()
+    seen.note("s1", "192.0.2.1")
+    [(session_id, ip, at)] = seen.take()
+    assert (session_id, ip, at.tzinfo) == ("s1", "192.0.2.1", UTC)
+
+
+def test_a_session_is_written_once_a_minute_at_most(clock: list[int]) -> None:
+    seen = Seen()
+    for _ in range(1000):
+        seen.note("s1", None)
+    assert ids(seen) == ["s1"]
+    clock[0] += QUIET_NS - 1
+    seen.note("s1", None)
+    assert ids(seen) == []
+    clock[0] += 1
+    seen.note("s1", None)
+    assert ids(seen) == ["s1"]
+
+
+def test_each_session_has_a_minute_of_its_own(clock: list[int]) -> None:
+    seen = Seen()
+    seen.note("s1", None)
+    seen.note("s2", None)
+    assert ids(seen) == ["s1", "s2"]
+
+
+def test_what_was_taken_is_not_handed_over_again(clock: list[int]) -> None:
+    seen = Seen()
+    seen.note("s1", None)
+    seen.take()
+    assert seen.take() == []
+
+
+def test_the_memory_is_bounded(clock: list[int]) -> None:
+    seen = Seen()
+    for i in range(100_001):
+        seen.note(f"s{i}", None)
+    assert len(seen.take()) == 100_001
+    assert len(seen._quiet_until_ns) == 0
