@@ -28,14 +28,15 @@ from blueprints import (
     workers,
 )
 from blueprints.commands import register_commands
-from blueprints.server import Server
+from blueprints.server import Server, address_of_request
 from lastcall.flask import Lastcall
 from models import passwords
 from models.changes import Changes
 from models.cursor import set_cursor_secret
-from models.database import apply_schema, db, engine_options, engine_url, transaction
+from models.database import ENGINE_OPTIONS, ENGINE_URL, apply_schema, db, transaction, use_database
 from models.everyone import note_access_ttl
 from models.housekeeping import Housekeeper
+from models.patience import Patience
 from models.seen import Seen
 from models.user import ensure_first_admin
 from models.worker import WorkerWatch
@@ -54,8 +55,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key,
-        SQLALCHEMY_DATABASE_URI=engine_url(settings.database_url or "postgresql://"),
-        SQLALCHEMY_ENGINE_OPTIONS=engine_options(),
+        SQLALCHEMY_DATABASE_URI=ENGINE_URL,
+        SQLALCHEMY_ENGINE_OPTIONS=ENGINE_OPTIONS,
         MAX_CONTENT_LENGTH=LARGEST_BODY,
         MAX_FORM_MEMORY_SIZE=LARGEST_BODY,
         SESSION_COOKIE_NAME="__Host-lastcall" if settings.secure_cookies else "lastcall",
@@ -70,12 +71,13 @@ def create_app(settings: Settings | None = None) -> Flask:
         parallelism=settings.argon2_parallelism,
     )
     set_cursor_secret(settings.secret_key)
-    db.init_app(app)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     server = _server(app, settings)
     app.extensions["lastcall_server"] = server
+    db.init_app(app)
+    use_database(app, settings.database_url, server.patience, pooled=settings.listen_url != settings.database_url)
     server.lastcall.init_app(app)
     problems.init_app(app)
     console.init_app(app)
@@ -123,7 +125,9 @@ def _server(app: Flask, settings: Settings) -> Server:
         version=lastcall.__version__,
         on_change=lambda: changes.note("revocation"),
     )
-    return Server(settings, guarding, watch, seen, changes, Housekeeper(app.app_context, watch, seen, changes))
+    housekeeper = Housekeeper(app.app_context, watch, seen, changes)
+    patience = Patience(lambda: guarding.listener.database_is_silent)
+    return Server(settings, guarding, watch, seen, changes, housekeeper, patience, app.app_context)
 
 
 def _note_sightings(app: Flask, server: Server) -> None:
@@ -133,7 +137,7 @@ def _note_sightings(app: Flask, server: Server) -> None:
     def note(response: Response) -> Response:
         claims = g.get("lastcall_claims")
         if claims is not None and claims.sid is not None:
-            server.seen.note(claims.sid, request.remote_addr)
+            server.seen.note(claims.sid, address_of_request())
         return response
 
 

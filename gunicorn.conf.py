@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import sys
+from http import HTTPStatus
 from typing import Any
+
+from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn.http import errors  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 from settings import SettingsError, from_environment
 
@@ -14,10 +21,54 @@ try:
 except SettingsError as error:
     sys.exit(f"lastcall: {error}")
 
+_REFUSALS = {
+    errors.ForbiddenProxyRequest: (403, "forbidden"),
+    errors.LimitRequestLine: (414, "uri_too_long"),
+    errors.ExpectationFailed: (417, "expectation_failed"),
+    errors.LimitRequestHeaders: (431, "header_too_large"),
+    errors.UnsupportedTransferCoding: (501, "not_implemented"),
+}
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """gthread, but what is no HTTP gets problem details as its answer, and no word of it is logged: where a colon is
+    missing, it may be a token."""
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        ours = isinstance(exc, errors.InvalidResponseHeader | errors.InvalidResponseHeaderName)
+        if ours or not isinstance(exc, errors.ParseException):
+            super().handle_error(req, client, addr, exc)
+            return
+        self.log.warning("Refused a request from %s: %s", addr[0] if addr else "a socket", type(exc).__name__)
+        status, code = _REFUSALS.get(type(exc), (400, "bad_request"))
+        title, detail = HTTPStatus(status).phrase, "This is not a request that HTTP/1.1 allows, or it is too large."
+        body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code})
+        head = (
+            f"HTTP/1.1 {status} {title}\r\nConnection: close\r\nCache-Control: no-store\r\n"
+            f"Content-Type: application/problem+json\r\nContent-Length: {len(body) + 1}\r\n\r\n"
+        )
+        try:
+            util.write_nonblock(client, f"{head}{body}\n".encode("ascii"))
+        except OSError:
+            self.log.debug("Nobody waits for the refusal.")
+
+
+class _WithoutDetail(logging.Filter):
+    """At log level debug gunicorn writes down what it had read when a client hung up: of errors only the name stays."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            read = (errors.ParseException, errors.NoMoreData)
+            record.args = tuple(type(arg).__name__ if isinstance(arg, read) else arg for arg in record.args)
+        return True
+
+
+logging.getLogger("gunicorn.error").addFilter(_WithoutDetail())
+
 wsgi_app = "app:create_app()"
 bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
-worker_class = "gthread"
+worker_class = Worker
 # An event stream holds a thread: 24 of them (LASTCALL_STREAMS_PER_WORKER) must leave room for the API.
 threads = max(64, _settings.streams_per_worker + 40)
 backlog = 2048
@@ -26,8 +77,9 @@ timeout = 30
 graceful_timeout = 10
 # It would be opened in the home folder, where several instances clash over it.
 no_control_socket = True
-limit_request_line = 8190
-limit_request_field_size = 16_384
+limit_request_line = 8190  # gunicorn's most
+# A token that is far too long is the application's to refuse: 401.
+limit_request_field_size = 131_072
 accesslog = None
 loglevel = os.environ.get("LOG_LEVEL", "info")
 

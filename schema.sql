@@ -1,5 +1,5 @@
 -- The database of Lastcall, for PostgreSQL 15 and later. Applied by `flask --app app init-db`, as often as you like.
--- Order: enums, tables, indices (each with its why), functions, triggers.
+-- Order: enums, tables, indices (each with its why), functions, triggers, roles.
 -- The one rule: a generation only ever rises, and whatever raises it (the application, psql, a migration) writes
 -- the cutoff in the same transaction, by trigger. tests/database/test_triggers.py holds it.
 
@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS everyone (
     gen bigint NOT NULL DEFAULT 0 CHECK (gen BETWEEN 0 AND 9007199254740991),
     access_ttl_s integer NOT NULL DEFAULT 300, -- a sign-in that is in flight now may mint a token that lives so long
     purged_until timestamptz NOT NULL DEFAULT '-infinity', -- the newest cutoff_at that was purged (lastcall/cutoffs.py)
+    purged_at timestamptz NOT NULL DEFAULT '-infinity', -- the clock at the newest purge: it must never step back behind it
     canary_at timestamptz -- the newest canary that every live worker has refused (models/housekeeping.py)
 );
 INSERT INTO everyone (one) VALUES (TRUE) ON CONFLICT DO NOTHING;
@@ -109,8 +110,19 @@ CREATE TABLE IF NOT EXISTS workers (
     renewed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     snapshot pg_snapshot, -- the position: every cutoff whose xid is visible in it has been applied
+    incarnation uuid, -- of the server when the worker connected: a position from before a crash says nothing
     canary bigint NOT NULL DEFAULT 0 -- the newest canary that this process has refused
 );
+
+-- One row for the time since the server's last crash or promotion, which empty an unlogged table (PostgreSQL manual,
+-- CREATE TABLE): transaction ids may be used again after it, and a confirmation waits one lease (models/worker.py).
+CREATE UNLOGGED TABLE IF NOT EXISTS incarnation (
+    one boolean PRIMARY KEY DEFAULT TRUE CHECK (one),
+    id uuid NOT NULL DEFAULT gen_random_uuid(),
+    since timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+-- In a new database nobody can hold a lease from before.
+INSERT INTO incarnation (since) SELECT '-infinity' WHERE NOT EXISTS (SELECT FROM workers) ON CONFLICT DO NOTHING;
 
 -- Sign-ins that failed, or are being tried: what throttles guessing, for all workers as one (models/sign_in.py).
 CREATE TABLE IF NOT EXISTS sign_in_attempts (
@@ -163,6 +175,12 @@ RETURN
         clock_timestamp() + (SELECT make_interval(secs => access_ttl_s) FROM everyone)
     ) + cutoff_leeway();
 
+-- NULL for what is no uuid: subjects are text, also of tokens that were minted elsewhere.
+CREATE OR REPLACE FUNCTION as_uuid(subject text) RETURNS uuid LANGUAGE sql IMMUTABLE
+RETURN CASE
+    WHEN subject ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' THEN subject::uuid
+END;
+
 CREATE OR REPLACE FUNCTION raise_cutoff(
     new_scope cutoff_scope, new_subject text, new_min_gen bigint, new_expires_at timestamptz
 ) RETURNS void LANGUAGE sql AS $$
@@ -201,6 +219,8 @@ DECLARE
 BEGIN
     SELECT cutoff_expiry(max(token_expires_at)) INTO expires FROM login_sessions WHERE user_id = cut_user;
     PERFORM raise_cutoff('user', cut_user::text, generation, expires);
+    -- Everyone who ends sessions locks their rows in one order, or two at once would deadlock.
+    PERFORM FROM login_sessions WHERE user_id = cut_user AND ended_at IS NULL ORDER BY id FOR UPDATE;
     UPDATE login_sessions SET
         ended_at = clock_timestamp(), ended_scope = 'user',
         ended_by = coalesce(said('actor_name'), 'database role ' || session_user),
@@ -214,8 +234,13 @@ $$;
 
 CREATE OR REPLACE FUNCTION users_before_insert() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    -- The same id again (a restored row): his old tokens must stay dead.
-    NEW.gen := greatest(NEW.gen, (SELECT min_gen FROM cutoffs WHERE scope = 'user' AND subject = NEW.id::text));
+    -- The same id again (a restored row): his old tokens and sessions must stay dead.
+    NEW.gen := greatest(
+        NEW.gen,
+        (SELECT min_gen FROM cutoffs WHERE scope = 'user' AND subject = NEW.id::text),
+        (SELECT max(min_gen) FROM revocations WHERE scope = 'user' AND subject = NEW.id::text),
+        (SELECT max(user_gen) + 1 FROM login_sessions WHERE user_id = NEW.id)
+    );
     RETURN NEW;
 END
 $$;
@@ -273,6 +298,15 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION user_roles_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF lower(coalesce(said('revoke_on_role_removal'), 'on')) NOT IN ('off', 'false', 'no', '0') THEN
+        UPDATE everyone SET gen = gen + 1;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION everyone_after_update() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     expires timestamptz := cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions));
@@ -297,10 +331,16 @@ BEGIN
 END
 $$;
 
--- Stamps the position, and holds "only ever rises" for every writer.
+-- Stamps the position, and holds "only ever rises" and "durable" for every writer.
 CREATE OR REPLACE FUNCTION cutoffs_before_write() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', TRUE);
+    END IF;
     NEW.xid := pg_current_xact_id();
+    NEW.expires_at := coalesce(NEW.expires_at, cutoff_expiry(
+        (SELECT max(token_expires_at) FROM login_sessions WHERE NEW.scope = 'user' AND user_id = as_uuid(NEW.subject))
+    ));
     IF TG_OP = 'UPDATE' THEN
         NEW.min_gen := greatest(NEW.min_gen, OLD.min_gen);
         NEW.cutoff_at := greatest(NEW.cutoff_at, OLD.cutoff_at);
@@ -310,18 +350,61 @@ BEGIN
 END
 $$;
 
--- A hint to look now; nothing depends on it. A foreign writer's cutoff also lifts the counter that sign-ins read,
--- or nobody could sign in until it expires.
+-- A hint to look now; nothing depends on it. A foreign writer's cutoff also lifts the counter that sign-ins read, or
+-- nobody could sign in until it expires; and it ends the session, or a refresh would bring tokens that are dead.
 CREATE OR REPLACE FUNCTION cutoffs_after_write() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('lastcall_cutoffs', '');
     IF NEW.scope = 'user' THEN
-        UPDATE users SET gen = NEW.min_gen WHERE id::text = NEW.subject AND gen < NEW.min_gen
-            AND id = CASE WHEN NEW.subject ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN NEW.subject::uuid END;
+        UPDATE users SET gen = NEW.min_gen WHERE id = as_uuid(NEW.subject) AND gen < NEW.min_gen;
     ELSIF NEW.scope = 'everyone' THEN
         UPDATE everyone SET gen = NEW.min_gen WHERE gen < NEW.min_gen;
+    ELSE
+        UPDATE login_sessions SET
+            ended_at = clock_timestamp(), ended_scope = 'session',
+            ended_by = coalesce(said('actor_name'), 'database role ' || session_user),
+            end_reason = coalesce(said('reason'), 'session_ended')
+        WHERE id = as_uuid(NEW.subject) AND ended_at IS NULL;
     END IF;
     RETURN NULL;
+END
+$$;
+
+-- At the commit: a transaction that took long may have let sign-ins under the older generation through meanwhile,
+-- whose tokens live longer than the cutoff that was stamped at its beginning.
+CREATE OR REPLACE FUNCTION cutoffs_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    last_token timestamptz;
+BEGIN
+    IF NEW.scope = 'session' OR clock_timestamp() - transaction_timestamp() < interval '2 seconds' THEN
+        RETURN NULL;
+    END IF;
+    SELECT max(token_expires_at) INTO last_token FROM login_sessions
+    WHERE NEW.scope = 'everyone' OR user_id = as_uuid(NEW.subject);
+    UPDATE cutoffs SET expires_at = cutoff_expiry(last_token)
+    WHERE scope = NEW.scope AND subject = NEW.subject AND expires_at < cutoff_expiry(last_token) - interval '1 second';
+    RETURN NULL;
+END
+$$;
+
+-- After the clock has stepped back: what the rows say of tokens that are good again (lastcall/listener.py).
+CREATE OR REPLACE FUNCTION bring_back_cutoffs() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM raise_cutoff('everyone', '', e.gen, cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions)))
+    FROM everyone AS e WHERE e.gen > 0;
+    PERFORM raise_cutoff('user', s.user_id::text, s.gen, cutoff_expiry(s.last_token)) FROM (
+        SELECT
+            a.user_id, coalesce(max(u.gen), max(a.user_gen) + 1) AS gen, max(a.token_expires_at) AS last_token
+        FROM login_sessions AS a LEFT JOIN users AS u ON u.id = a.user_id
+        WHERE a.token_expires_at > clock_timestamp() - cutoff_leeway() AND (u.id IS NULL OR a.user_gen < u.gen)
+        GROUP BY a.user_id ORDER BY a.user_id
+    ) AS s;
+    PERFORM raise_cutoff('session', s.id::text, 0, s.token_expires_at + cutoff_leeway()) FROM (
+        SELECT id, token_expires_at FROM login_sessions
+        WHERE ended_at IS NOT NULL AND ended_scope = 'session' AND token_expires_at > clock_timestamp() - cutoff_leeway()
+        ORDER BY id
+    ) AS s;
+    UPDATE everyone SET purged_at = clock_timestamp() WHERE purged_at > clock_timestamp();
 END
 $$;
 
@@ -340,6 +423,8 @@ CREATE OR REPLACE TRIGGER user_roles_after_delete AFTER DELETE ON user_roles
 FOR EACH ROW EXECUTE FUNCTION user_roles_after_loss();
 CREATE OR REPLACE TRIGGER user_roles_after_update AFTER UPDATE ON user_roles
 FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION user_roles_after_loss();
+CREATE OR REPLACE TRIGGER user_roles_after_truncate AFTER TRUNCATE ON user_roles
+FOR EACH STATEMENT EXECUTE FUNCTION user_roles_after_truncate();
 CREATE OR REPLACE TRIGGER everyone_before_update BEFORE UPDATE ON everyone
 FOR EACH ROW EXECUTE FUNCTION everyone_before_update();
 CREATE OR REPLACE TRIGGER everyone_after_update AFTER UPDATE ON everyone
@@ -357,6 +442,48 @@ CREATE OR REPLACE TRIGGER cutoffs_before_write BEFORE INSERT OR UPDATE ON cutoff
 FOR EACH ROW EXECUTE FUNCTION cutoffs_before_write();
 CREATE OR REPLACE TRIGGER cutoffs_after_write AFTER INSERT OR UPDATE ON cutoffs
 FOR EACH ROW EXECUTE FUNCTION cutoffs_after_write();
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_trigger WHERE tgname = 'cutoffs_at_commit' AND tgrelid = 'cutoffs'::regclass
+    ) THEN
+        CREATE CONSTRAINT TRIGGER cutoffs_at_commit AFTER INSERT OR UPDATE ON cutoffs
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION cutoffs_at_commit();
+    END IF;
+END
+$$;
 -- Rows that logical replication brings from another region are stamped and announced here as well.
 ALTER TABLE cutoffs ENABLE ALWAYS TRIGGER cutoffs_before_write;
 ALTER TABLE cutoffs ENABLE ALWAYS TRIGGER cutoffs_after_write;
+
+-- ---------------------------------------------------------------------------------------------------------- roles
+-- GRANT them to the roles that sign in.
+-- lastcall_app:     what the server's own processes may do. The history is append-only for them.
+-- lastcall_service: what a service may do that checks tokens with the core: no passwords, no names, no addresses.
+-- Whoever applies this without the right to make roles goes without them, and grants what he likes.
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['lastcall_app', 'lastcall_service'] LOOP
+        BEGIN
+            IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+            END IF;
+        EXCEPTION
+            WHEN duplicate_object OR unique_violation THEN NULL; -- another database of this cluster makes it just now
+        END;
+    END LOOP;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON
+        users, user_roles, login_sessions, cutoffs, workers, incarnation, sign_in_attempts TO lastcall_app;
+    GRANT SELECT, UPDATE ON everyone TO lastcall_app;
+    GRANT SELECT, INSERT ON revocations TO lastcall_app;
+    GRANT SELECT ON cutoffs, everyone TO lastcall_service;
+    GRANT SELECT, INSERT ON incarnation TO lastcall_service;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON workers TO lastcall_service;
+    GRANT SELECT (scope, subject, cutoff_at) ON revocations TO lastcall_service;
+    GRANT SELECT (id, user_id, ended_at, ended_scope) ON login_sessions TO lastcall_service;
+EXCEPTION
+    WHEN insufficient_privilege THEN RAISE NOTICE 'the roles lastcall_app and lastcall_service were not made';
+END
+$$;

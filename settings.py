@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 
 from lastcall.tokens import KeyRing, generate_signing_key
 
@@ -81,7 +85,7 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         data_dir=data_dir,
         secret_key=_secret_key(env, data_dir, required=given_url is not None),
         keys=_signing_keys(env, data_dir),
-        host=env.get("HOST") or "127.0.0.1",
+        host=_host(env),
         port=_integer(env, "PORT", 8000, 1, 65_535),
         workers=_integer(env, "WEB_CONCURRENCY", 4, 1, 256),
         admin_username=_username(env),
@@ -105,8 +109,30 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
 
 
 def _check_url(name: str, value: str) -> None:
-    if urlsplit(value).scheme not in ("postgresql", "postgres"):
-        raise SettingsError(f"{name}: not a libpq URL; allowed is postgresql://user:password@host:port/database")
+    """libpq reads it, whose own messages may repeat the password. It looks at the ports only when it connects."""
+    try:
+        if not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError
+        ports = str(conninfo_to_dict(value).get("port") or "").split(",")
+        if not all(port == "" or (port.isdecimal() and 1 <= int(port) <= 65_535) for port in ports):
+            raise ValueError
+    except (ValueError, ProgrammingError):
+        raise SettingsError(
+            f"{name}: not a libpq URL; allowed is postgresql://user:password@host:port/database,"
+            " with %20 and the like for what is not plain"
+        ) from None
+
+
+def _host(env: Mapping[str, str]) -> str:
+    host = env.get("HOST") or "127.0.0.1"
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?", host) is None:
+            raise SettingsError(
+                f"HOST: {_shown(host)} is not allowed; give an address or a name, without the port"
+            ) from None
+    return host
 
 
 def _integer(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
@@ -179,7 +205,9 @@ def _signing_keys(env: Mapping[str, str], data_dir: Path) -> KeyRing:
     if not text:
         text = _kept_secret(data_dir / "signing_key.json", lambda: json.dumps(generate_signing_key("RS256")))
     try:
-        return KeyRing.parse(text)
+        keys = KeyRing.parse(text)
+        keys.signing_key  # noqa: B018 - raises where only the public part is known
+        return keys
     except ValueError as error:
         raise SettingsError(
             f"LASTCALL_SIGNING_KEY: {error}; give a private JWK or JWK set, a PEM private key (RSA of 2048 bits or"
@@ -207,7 +235,8 @@ def _kept_secret(path: Path, make: Callable[[], str]) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise SettingsError(
-            f"LASTCALL_DATA_DIR: {path.parent} cannot be used ({error.strerror}); give a folder that can be written"
+            f"LASTCALL_DATA_DIR: {str(path.parent)!r} cannot be used ({error.strerror}); give a folder that can be"
+            " written"
         ) from None
 
 

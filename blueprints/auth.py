@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from uuid import UUID
 
 from flask import Blueprint, Response
 
 from blueprints.operation import API, answer, operation
 from blueprints.problems import not_confirmed
 from blueprints.receipts import wait_until_in_force
-from blueprints.server import actor, client_of_request, own_id, server
+from blueprints.server import actor, client_of_request, own_id, own_session_id, server
 from blueprints.shapes import Me, OwnSession, PasswordChange, Refresh, SignIn, TokensAnswer
 from lastcall.flask import current_claims, require_token
 from models import force_logout, sign_in
-from models.errors import NotFound
 
 bp = Blueprint("auth", __name__, url_prefix=API + "/auth")
 
@@ -41,10 +39,8 @@ def refresh(body: Refresh) -> Response:
 @require_token
 @operation("Sign out: this session only, at once", answers={204: None})
 def logout() -> Response:
-    if current_claims.sid is None:
-        raise NotFound("Your token belongs to no session of this server.")
-    who = actor(current_claims, None)
-    receipt = force_logout.revoke_session(UUID(current_claims.sid), who, user_id=own_id(current_claims), cause="logout")
+    who, session_id = actor(current_claims, None), own_session_id(current_claims)
+    receipt = force_logout.revoke_session(session_id, who, user_id=own_id(current_claims), cause="logout")
     if not wait_until_in_force(receipt.position):
         return not_confirmed()
     return Response(status=204, headers={"Cache-Control": "no-store"})
@@ -73,6 +69,7 @@ def me() -> Response:
 )
 def password(body: PasswordChange) -> Response:
     own_id(current_claims)
+    own_session_id(current_claims)
     tokens, position = sign_in.change_password(
         current_claims._get_current_object(),  # type: ignore[attr-defined]
         body.current,

@@ -10,7 +10,7 @@ from flask.typing import ResponseReturnValue
 
 from blueprints.console import proof_is_fresh, prove_again, signed_in
 from blueprints.operation import read_form
-from blueprints.server import actor, server
+from blueprints.server import actor, server, session_to_keep
 from blueprints.sessions import session_filter
 from blueprints.shapes import Because, SessionQuery
 from blueprints.words import in_force
@@ -96,7 +96,7 @@ def end_all() -> ResponseReturnValue:
     if request.form.get("phrase", "").strip() != PHRASE:
         raise BadRequest(f"Nothing was changed: type «{PHRASE}» to confirm.")
     prove_again()
-    keep = current_claims.sid if request.form.get("keep_me") else None
+    keep = session_to_keep(current_claims) if request.form.get("keep_me") else None
     receipt = force_logout.revoke_everyone(actor(current_claims, reason_given()), keep_session=keep)
     # Whoever is kept goes on by his refresh token, in every tab: blueprints/console.py.
     return receipt_fragment(receipt, hits_me=keep is None)
@@ -116,7 +116,7 @@ def ask_end_shown() -> ResponseReturnValue:
 @signed_in
 def end_shown() -> ResponseReturnValue:
     wanted = session_filter(_shown())
-    keep = current_claims.sid if request.form.get("keep_me") else None
+    keep = session_to_keep(current_claims) if request.form.get("keep_me") else None
     receipt = force_logout.revoke_matching(wanted, actor(current_claims, reason_given()), keep_session=keep)
     return receipt_fragment(receipt)
 

@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from werkzeug.routing import Map, Rule
 
 import lastcall
-from blueprints.operation import Operation
+from blueprints.operation import Answers, Operation
 from blueprints.shapes import Answer, Nothing, Problem
 
 Views = Mapping[str, Callable[..., Any]]
@@ -74,10 +74,12 @@ def _operation(rule: Rule, method: str, view: Any) -> dict[str, Any]:
 
 def _responses(declared: Operation, *, guarded: bool, role: str | None) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    for status, shape in declared.answers.items():
+    for status, shapes in declared.answers.items():
         responses[str(status)] = {"description": HTTPStatus(status).phrase}
-        if shape is not None:
-            responses[str(status)]["content"] = {"application/json": {"schema": _reference(shape)}}
+        references = [_reference(shape) for shape in _several(shapes)]
+        if references:
+            schema = references[0] if len(references) == 1 else {"oneOf": references}
+            responses[str(status)]["content"] = {"application/json": {"schema": schema}}
     problems = {400, 503, *declared.problems}
     problems |= {401} if guarded else set()
     problems |= {403} if role else set()
@@ -88,6 +90,12 @@ def _responses(declared: Operation, *, guarded: bool, role: str | None) -> dict[
             "content": {"application/problem+json": {"schema": _reference(Problem)}},
         }
     return responses
+
+
+def _several(shapes: Answers) -> tuple[type[Answer], ...]:
+    if shapes is None:
+        return ()
+    return shapes if isinstance(shapes, tuple) else (shapes,)
 
 
 def _query_parameters(shape: type[BaseModel]) -> list[dict[str, Any]]:
@@ -119,9 +127,8 @@ def _schemas(declared: list[Operation]) -> dict[str, Any]:
     for one in declared:
         if one.body is not None:
             shapes[one.body] = "validation"
-        for shape in one.answers.values():
-            if shape is not None:
-                shapes[shape] = "serialization"
+        for answers in one.answers.values():
+            shapes.update(dict.fromkeys(_several(answers), "serialization"))
     assert all(issubclass(shape, Answer) for shape, mode in shapes.items() if mode == "serialization")
     _, schema = models_json_schema(list(shapes.items()), ref_template=_TEMPLATE)
     definitions: dict[str, Any] = schema["$defs"]

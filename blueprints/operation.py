@@ -23,6 +23,8 @@ from models.errors import BadRequest
 
 API = "/api/v1"
 Shape = TypeVar("Shape", bound=Given)
+Answers = type[Answer] | tuple[type[Answer], ...] | None
+"""The shape of an answer, or one of several; None where it has no body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Operation:
     body: type[Given] | None
     body_is_optional: bool
     query: type[Given]
-    answers: Mapping[int, type[Answer] | None]
+    answers: Mapping[int, Answers]
     problems: tuple[int, ...]
 
 
@@ -43,7 +45,7 @@ def operation(
     body: type[Given] | None = None,
     optional_body: bool = False,
     query: type[Given] = Nothing,
-    answers: Mapping[int, type[Answer] | None],
+    answers: Mapping[int, Answers],
     problems: tuple[int, ...] = (),
 ) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
     """Validate the query (as `query=`) and the JSON body (as `body=`) before the view sees them.
@@ -112,6 +114,7 @@ def _read_query(shape: type[Given]) -> Given:
 
 def _read_body(shape: type[Given], *, optional: bool) -> Given:
     data = request.get_data(cache=False)
+    request.stream.read(1)  # 413 for a chunked body that goes on: get_data would just cut it off
     if not data:
         if optional:
             return shape.model_validate({})

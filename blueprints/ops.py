@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, json, render_template, reque
 from blueprints.metrics import write_metrics
 from blueprints.openapi import describe
 from blueprints.problems import problem
-from blueprints.server import server
+from blueprints.server import address_of_request, server
 
 bp = Blueprint("ops", __name__)
 
@@ -72,10 +72,8 @@ def docs() -> str:
 def _is_local() -> bool:
     if any(name in request.headers for name in ("X-Forwarded-For", "Forwarded")):
         return False
-    try:
-        return ipaddress.ip_address(request.remote_addr or "").is_loopback
-    except ValueError:
-        return False
+    address = address_of_request()
+    return address is not None and ipaddress.ip_address(address).is_loopback
 
 
 def _json(value: object, headers: dict[str, str] | None = None) -> Response:

@@ -37,6 +37,26 @@ _STATUS: dict[type[LastcallError], int] = {
     Throttled: 429,
 }
 
+# By number: the phrases, and what Python and Werkzeug call them, change between versions (413, 422).
+_CODE = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    411: "length_required",
+    413: "content_too_large",
+    414: "uri_too_long",
+    415: "unsupported_media_type",
+    417: "expectation_failed",
+    429: "too_many_requests",
+    431: "header_too_large",
+    500: "internal_error",
+    501: "not_implemented",
+    503: "unavailable",
+}
+
 
 def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
     """A problem of our own making; `type` is about:blank, so `title` is the status phrase (RFC 9457, section 4.2.1)."""
@@ -87,12 +107,15 @@ def http_problem(error: HTTPException) -> Response:
     if error.response is not None or status < 400:
         return error.get_response()  # type: ignore[return-value]
     headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
-    code = HTTPStatus(status).phrase.lower().replace(" ", "_")
-    return problem(status, code, error.description or HTTPStatus(status).description, headers)
+    return problem(
+        status, _CODE.get(status, f"http_{status}"), error.description or HTTPStatus(status).description, headers
+    )
 
 
 def unexpected_problem(error: Exception) -> Response:
     """A bug, or the database in a way that nobody foresaw. The log has the trace; the answer has nothing of it."""
+    if type(error).__module__ == "gunicorn.http.errors":  # its message would repeat what was sent
+        return problem(400, "bad_request", "The body breaks off, or its chunks are not framed as HTTP/1.1 asks.")
     try:
         with database_errors():
             raise error
@@ -121,6 +144,7 @@ def _as_page(response: Response) -> Response:
 def public_reason_of(error: Revoked) -> str | None:
     """The reason that was given, for the person whom it is about. Without the database the answer goes without."""
     try:
-        return public_reason(error.scope, error.subject)
+        session_id = error.subject if error.scope == "session" else error.session_id
+        return public_reason(error.scope, error.subject, session_id)
     except LastcallError:
         return None

@@ -38,7 +38,7 @@ bp = Blueprint("revocations", __name__, url_prefix=API + "/admin/revocations")
 @operation(
     "Revoke, or see what a revocation would do",
     body=RevocationGiven,
-    answers={200: ReceiptAnswer, 202: ReceiptAnswer},
+    answers={200: (ReceiptAnswer, PreviewAnswer), 202: ReceiptAnswer},
     problems=(404,),
 )
 def revoke(body: RevocationGiven) -> Response:
@@ -95,6 +95,11 @@ def _wanted(body: RevocationGiven) -> SessionFilter:
 
 
 def _revoke(body: RevocationGiven, who: Actor) -> Receipt:
+    if body.issued_before is not None and body.subject is not None:
+        subject, wanted = UUID(body.subject), _wanted(body)
+        found = get_session(subject) if body.scope == "session" else None
+        name = found.username if found is not None else force_logout.name_of(subject)
+        return force_logout.revoke_matching(wanted, who, scope=body.scope, subject=str(subject), subject_name=name)
     if body.issued_before is not None or body.filter is not None:
         if body.scope == "user" and body.issued_before is None:
             return force_logout.revoke_users_matching(replace(_wanted(body), whole_users=False), who)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
 
 from flask import current_app, request
 
-from lastcall.claims import Claims
+from lastcall.claims import Claims, is_uuid
+from lastcall.errors import DatabaseAway
 from lastcall.flask import Lastcall
 from models.audit import Actor
 from models.changes import Changes
-from models.errors import NotFound
+from models.database import transaction
+from models.errors import BadRequest, NotFound
+from models.everyone import note_access_ttl
 from models.housekeeping import Housekeeper
+from models.login_session import get_session
+from models.patience import Patience
 from models.seen import Seen
 from models.sign_in import ClientInfo
 from models.worker import WorkerWatch
@@ -30,11 +38,16 @@ class Server:
     seen: Seen
     changes: Changes
     housekeeper: Housekeeper
+    patience: Patience
+    context: Callable[[], AbstractContextManager[object]]
 
     def start(self) -> None:
         """Start the threads of this process, once; after the fork."""
         self.lastcall.listener.ensure_running()
         self.housekeeper.ensure_running()
+        self.patience.ensure_running()
+        with suppress(DatabaseAway), self.context(), transaction():
+            note_access_ttl(self.settings.access_ttl)  # init-db may have run on a host with shorter tokens
 
     def drain(self) -> None:
         """The process is going to stop: end the event streams, so that nothing waits for them."""
@@ -45,24 +58,37 @@ class Server:
         self.drain()
         self.housekeeper.stop()
         self.lastcall.listener.stop()
+        self.patience.stop()
 
 
 def server() -> Server:
     return cast(Server, current_app.extensions["lastcall_server"])
 
 
+def address_of_request() -> str | None:
+    """The peer's address, or what a trusted proxy says (LASTCALL_TRUSTED_PROXIES); None where that is no address.
+
+    IPv4 stays IPv4 on a socket of both kinds (::ffff:192.0.2.1), and PostgreSQL knows no zone (fe80::1%eth0).
+    """
+    try:
+        address = ipaddress.ip_address((request.remote_addr or "").partition("%")[0])
+    except ValueError:
+        return None
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
 def client_of_request(client_id: str | None = None) -> ClientInfo:
-    """The address is the peer's, or what a trusted proxy says (LASTCALL_TRUSTED_PROXIES)."""
+    """Where a sign-in comes from."""
     # latin-1 is how WSGI hands headers over (PEP 3333); PostgreSQL takes no NUL.
     user_agent = request.headers.get("User-Agent", "").replace("\x00", "")
     user_agent = user_agent.encode("latin-1", "replace").decode("utf-8", "replace")
-    return ClientInfo(client_id or "api", request.remote_addr, user_agent[:4096])
+    return ClientInfo(client_id or "api", address_of_request(), user_agent[:4096])
 
 
 def actor(claims: Claims, reason: str | None) -> Actor:
     """The person behind a request's token, for the history."""
     name = claims.username or claims.sub
-    return Actor(name=name, user_id=claims.sub, session_id=claims.sid, ip=request.remote_addr, reason=reason or None)
+    return Actor(name=name, user_id=claims.sub, session_id=claims.sid, ip=address_of_request(), reason=reason or None)
 
 
 def own_id(claims: Claims) -> UUID:
@@ -71,3 +97,18 @@ def own_id(claims: Claims) -> UUID:
         return UUID(claims.sub)
     except ValueError:
         raise NotFound("Your token names no user of this server.") from None
+
+
+def own_session_id(claims: Claims) -> UUID:
+    """The caller's session id. Raises NotFound for a token that was minted elsewhere, for no session of ours."""
+    if claims.sid is None or not is_uuid(claims.sid):
+        raise NotFound("Nothing was changed. Your token belongs to no session of this server.")
+    return UUID(claims.sid)
+
+
+def session_to_keep(claims: Claims) -> str:
+    """The caller's session, when all others end. Raises BadRequest where there is none: he would be signed out too."""
+    found = get_session(UUID(claims.sid)) if is_uuid(claims.sid or "") else None
+    if found is None or found.user_id != claims.sub:
+        raise BadRequest("Nothing was changed. keep_current: your token belongs to no session that could be kept.")
+    return found.session_id

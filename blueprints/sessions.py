@@ -9,7 +9,7 @@ from flask import Blueprint, Response, request
 
 from blueprints.operation import API, answer, next_link, operation
 from blueprints.receipts import receipt_response
-from blueprints.server import actor, client_of_request, own_id, server
+from blueprints.server import actor, client_of_request, own_id, server, session_to_keep
 from blueprints.shapes import (
     Because,
     Filter,
@@ -81,7 +81,8 @@ def end_all_own(body: Because, query: KeepCurrent) -> Response:
     who, user_id = actor(current_claims, body.reason), own_id(current_claims)
     if query.keep_current:
         wanted = SessionFilter(user_id=str(user_id))
-        receipt = force_logout.revoke_matching(wanted, who, keep_session=current_claims.sid, cause="own_sessions_ended")
+        keep = session_to_keep(current_claims)
+        receipt = force_logout.revoke_matching(wanted, who, keep_session=keep, cause="own_sessions_ended")
     else:
         receipt = force_logout.revoke_user(user_id, who, cause="own_sessions_ended")
     return receipt_response(receipt)
@@ -131,7 +132,7 @@ def end_one(user_id: UUID, session_id: UUID, body: Because) -> Response:
 )
 def end_all(body: Because, query: SessionsToEnd) -> Response:
     who = actor(current_claims, body.reason)
-    keep = current_claims.sid if query.keep_current else None
+    keep = session_to_keep(current_claims) if query.keep_current else None
     wanted = session_filter(query)
     if wanted != SessionFilter():
         return receipt_response(force_logout.revoke_matching(wanted, who, keep_session=keep))

@@ -57,6 +57,8 @@ def _trimmed(value: str) -> str:
 
 def _network(value: str) -> str:
     try:
+        if "%" in value:
+            raise ValueError("PostgreSQL knows no zone")
         return str(ipaddress.ip_network(value, strict=False))
     except ValueError:
         raise ValueError("give an address or a network such as 10.0.0.0/8") from None
@@ -71,7 +73,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterVali
 Reason = Annotated[str, StringConstraints(max_length=500), AfterValidator(_plain_text)]
 NewPassword = Annotated[str, StringConstraints(min_length=8, max_length=1024)]
 Password = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Role = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
+Role = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"), AfterValidator(_plain_text)]
 Roles = Annotated[list[Role], Field(max_length=32)]
 Network = Annotated[str, StringConstraints(max_length=50), AfterValidator(_network)]
 Limit = Annotated[int, BeforeValidator(_read_whole), Field(ge=1, le=200)]

@@ -31,6 +31,11 @@ _HISTORY: LiteralString = """
 SELECT r.scope FROM revocations AS r
 WHERE r.cutoff_at >= to_timestamp(%(iat)s)
     AND (r.scope, r.subject) IN (('everyone', ''), ('user', %(sub)s), ('session', %(sid)s))
+UNION ALL
+-- One row of the history stands for all whom a filter found: their sessions remember.
+SELECT s.ended_scope::text FROM login_sessions AS s
+WHERE s.user_id = as_uuid(%(sub)s) AND s.ended_at >= to_timestamp(%(iat)s)
+    AND (s.ended_scope = 'user' OR s.id = as_uuid(%(sid)s))
 LIMIT 1
 """
 

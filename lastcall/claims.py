@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,12 @@ from lastcall.errors import Invalid, Malformed
 
 LARGEST = 2**53 - 1
 """The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6)."""
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+
+def is_uuid(text: str) -> bool:
+    """Whether it is a UUID just as PostgreSQL writes it: cutoffs are compared as text."""
+    return _UUID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class Claims:
     jti: str = ""
     auth_time: int | None = None
     username: str = ""
+    nbf: int | None = None
 
     def has_role(self, role: str) -> bool:
         return role in self.roles
@@ -34,7 +42,8 @@ class Claims:
 def parse(payload: Any, *, issuer: str, audience: str, longest_lifetime_s: int) -> Claims:
     """Check the types, ranges, issuer and audience of a payload whose signature was verified.
 
-    Generations come both or not at all: a token without them was minted elsewhere and is compared by time.
+    Generations come both or not at all, and with the id of a session of ours: a token without them was minted
+    elsewhere and is compared by time.
     Raises Malformed for what no issuer of ours writes, Invalid for what is meant for somebody else.
     """
     if not isinstance(payload, dict):
@@ -45,12 +54,14 @@ def parse(payload: Any, *, issuer: str, audience: str, longest_lifetime_s: int) 
     if ("user_gen" in payload) != ("everyone_gen" in payload):
         raise Malformed
     generations = (_whole(payload, "user_gen"), _whole(payload, "everyone_gen")) if "user_gen" in payload else None
-    if generations is not None or "sid" in payload:
-        sid: str | None = _text(payload, "sid")
-    else:
-        sid = None
+    sid = _text(payload, "sid") if generations is not None or "sid" in payload else None
     if payload.get("iss") != issuer or not _is_for(payload.get("aud"), audience):
         raise Invalid
+    auth_time = _whole(payload, "auth_time") if "auth_time" in payload else None
+    if auth_time is not None and auth_time > iat:
+        raise Malformed
+    if generations is not None and not is_uuid(sid or ""):
+        raise Malformed
     return Claims(
         sub=_text(payload, "sub"),
         sid=sid,
@@ -61,8 +72,9 @@ def parse(payload: Any, *, issuer: str, audience: str, longest_lifetime_s: int) 
         roles=_roles(payload.get("roles", [])),
         client_id=_text(payload, "client_id") if "client_id" in payload else "",
         jti=_text(payload, "jti") if "jti" in payload else "",
-        auth_time=_whole(payload, "auth_time") if "auth_time" in payload else None,
+        auth_time=auth_time,
         username=_text(payload, "preferred_username") if "preferred_username" in payload else "",
+        nbf=_whole(payload, "nbf") if "nbf" in payload else None,
     )
 
 

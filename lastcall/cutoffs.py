@@ -7,6 +7,7 @@ Every level only ever rises, so duplicates, reordering and replays are harmless 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,9 @@ class Cutoffs:
         self.wall_offset_ns = time.time_ns() - boottime_ns()
         """The database's clock minus `boottime_ns()`: all workers judge `exp` by the one clock that they share."""
 
+    def __bool__(self) -> bool:
+        return True  # an empty one is one all the same
+
     def __len__(self) -> int:
         return len(self._users) + len(self._sessions) + (self.everyone_at_us > 0)
 
@@ -69,22 +73,30 @@ class Cutoffs:
             return "live"
         return "stale" if self.loaded else "starting"
 
-    def advance(self, cutoff: Cutoff) -> None:
-        """Take one cutoff in: each of its parts by the maximum of the old and the new."""
+    def advance(self, cutoff: Cutoff) -> bool:
+        """Take one cutoff in: each of its parts by the maximum of the old and the new. Returns whether any rose."""
         if cutoff.scope == "everyone":
+            before = self.everyone_gen, self.everyone_at_us
             self.everyone_gen = max(self.everyone_gen, cutoff.min_gen)
             self.everyone_at_us = max(self.everyone_at_us, cutoff.cutoff_at_us)
-            return
+            return before != (self.everyone_gen, self.everyone_at_us)
         expires_s = -(-cutoff.expires_at_us // 1_000_000)
         if cutoff.scope == "session":
-            self._sessions[cutoff.subject] = max(self._sessions.get(cutoff.subject, 0), expires_s)
+            old = old_expires_s = self._sessions.get(cutoff.subject, 0)
+            new = expires_s = max(old, expires_s)
+            self._sessions[cutoff.subject] = new
         else:
             old = self._users.get(cutoff.subject, 0)
             gen = max(old & _GEN_MASK, cutoff.min_gen)
             at_us = max(old >> _GEN_BITS & _TIME_MASK, cutoff.cutoff_at_us)
-            expires_s = max(old >> _GEN_BITS + _TIME_BITS, expires_s)
-            self._users[cutoff.subject] = (expires_s << _TIME_BITS | at_us) << _GEN_BITS | gen
-        self._due.setdefault(expires_s // _BUCKET_S, []).append(cutoff.subject)
+            old_expires_s = old >> _GEN_BITS + _TIME_BITS
+            expires_s = max(old_expires_s, expires_s)
+            new = (expires_s << _TIME_BITS | at_us) << _GEN_BITS | gen
+            self._users[cutoff.subject] = new
+        # Rows are read again and again while a forgotten transaction holds the snapshot back: noted once.
+        if old == 0 or old_expires_s // _BUCKET_S != expires_s // _BUCKET_S:
+            self._due.setdefault(expires_s // _BUCKET_S, []).append(cutoff.subject)
+        return new != old
 
     def refuses(self, claims: Claims) -> Scope | None:
         """The level that refuses these claims, or None. All levels count: the first that refuses is enough."""
@@ -108,6 +120,11 @@ class Cutoffs:
         """Whether these claims might be covered by a cutoff that was forgotten: only tokens without generations,
         whose lifetimes no session row records, and only until the longest lifetime is over."""
         return claims.user_gen is None and claims.iat * 1_000_000 <= self.horizon_us
+
+    def all_held(self) -> Iterator[tuple[Scope, str, int]]:
+        """What is held of users and sessions, as (scope, subject, generation): for a database that has lost it."""
+        yield from (("user", subject, user & _GEN_MASK) for subject, user in list(self._users.items()))
+        yield from (("session", subject, 0) for subject in list(self._sessions))
 
     def forget(self, now_s: float) -> int:
         """Drop the cutoffs whose last token has expired. Returns how many."""

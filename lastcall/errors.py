@@ -49,12 +49,14 @@ class Revoked(TokenRejected):
 
     code = "token_revoked"
 
-    def __init__(self, scope: str, subject: str, detail: str | None = None) -> None:
+    def __init__(self, scope: str, subject: str, detail: str | None = None, *, session_id: str | None = None) -> None:
         super().__init__(detail)
         self.scope = scope
         """The level that refuses: `everyone`, `user` or `session`."""
         self.subject = subject
         """The user's or session's id, empty for everyone."""
+        self.session_id = session_id
+        """The session that the token belongs to, where it says so: the history may know why it ended."""
 
 
 class CutoffsStale(LastcallError):

@@ -32,25 +32,48 @@ CANARY = "00000000-0000-0000-0000-000000000000"
 """The subject of the canary: an invented user who is signed out every 10 s, and whom every worker must refuse."""
 
 _REGISTER: LiteralString = """
-INSERT INTO workers (id, service, host, pid, version, lease_s)
-VALUES (%(id)s, %(service)s, %(host)s, %(pid)s, %(version)s, %(lease_s)s)
-ON CONFLICT (id) DO UPDATE SET renewals = workers.renewals + 1, renewed_at = clock_timestamp(), snapshot = NULL
+INSERT INTO workers (id, service, host, pid, version, lease_s, renewals, incarnation)
+VALUES (
+    %(id)s, %(service)s, %(host)s, %(pid)s, %(version)s, %(lease_s)s,
+    -- A number that no earlier row of this worker can have had: observers judge the lease by its rise.
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, (SELECT id FROM incarnation)
+)
+ON CONFLICT (id) DO UPDATE SET
+    renewals = workers.renewals + 1, renewed_at = clock_timestamp(), snapshot = NULL, incarnation = excluded.incarnation
+RETURNING renewals
 """
 _RENEW: LiteralString = (
-    "UPDATE workers SET renewals = renewals + 1, renewed_at = clock_timestamp() WHERE id = %s RETURNING 1"
+    "UPDATE workers SET renewals = renewals + 1, renewed_at = clock_timestamp() WHERE id = %s RETURNING renewals"
 )
-_FACTS: LiteralString = f"""
-pg_current_snapshot()::text, {microseconds("clock_timestamp()")}, {microseconds("everyone.purged_until")}
-"""
 # One statement, so one snapshot: the rows are exactly those that the position speaks of.
 _READ_NEW: LiteralString = f"""
-SELECT {_FACTS}, {COLUMNS} FROM everyone LEFT JOIN cutoffs AS c ON c.xid >= pg_snapshot_xmin(%s::pg_snapshot)
+SELECT
+    pg_current_snapshot()::text, {microseconds("clock_timestamp()")}, {microseconds("everyone.purged_until")},
+    {microseconds("everyone.purged_at")}, {COLUMNS}
+FROM everyone LEFT JOIN cutoffs AS c ON c.xid >= pg_snapshot_xmin(%s::pg_snapshot)
 """
-_READ_ALL: LiteralString = f"SELECT {_FACTS}, {COLUMNS} FROM everyone LEFT JOIN cutoffs AS c ON TRUE"
+_READ_ALL: LiteralString = f"SELECT {COLUMNS} FROM cutoffs AS c"
 _CONFIRM: LiteralString = "UPDATE workers SET snapshot = %s::pg_snapshot, canary = %s WHERE id = %s"
 _WENT_BACK: LiteralString = """
 SELECT pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax(%s::pg_snapshot)
 """
+# Raises what the database has lost; `raise_cutoff` lowers nothing, and its trigger lifts the users' generations.
+_GIVE_BACK: LiteralString = """
+SELECT count(raise_cutoff(held.scope::cutoff_scope, held.subject, held.gen, cutoff_expiry(NULL)))
+FROM unnest(%s::text [], %s::text [], %s::bigint []) AS held (scope, subject, gen)
+"""
+_END_WHAT_IS_IN_DOUBT: LiteralString = """
+UPDATE everyone SET gen = greatest(gen, %(known)s) + 1 WHERE NOT EXISTS (
+    SELECT FROM revocations WHERE cause = 'database_went_back' AND min_gen > %(known)s
+)
+"""
+ROUND_S = 0.5
+"""A round at least so often, however long the lease: silence must be noticed (seconds)."""
+SILENCE_S = 0.4
+"""A statement of the listener that takes longer means that the database says nothing (seconds)."""
+_PIECE = 10_000
+_STEP_NS = 2_000_000_000
+_DOUBT_LOCK = 7_530_005
 
 
 class Unsuitable(Exception):
@@ -87,9 +110,12 @@ class CutoffListener:
         self._thread: threading.Thread | None = None
         self._connection: psycopg.Connection | None = None
         self._busy_since_ns = 0
+        self._away = False
         self._position: str | None = None
+        self._renewals = 0
         self._canary = 0
         self._complained = False
+        self._risen = False
         self.reads_done = 0
 
     # ------------------------------------------------------------------------------------------ start and stop
@@ -106,7 +132,7 @@ class CutoffListener:
             self.cutoffs.lease_until_ns, self.cutoffs.loaded = 0, False
             self._connection = None
         self.worker_id = str(uuid.uuid4())
-        self._position = None
+        self._position, self._renewals = None, 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lastcall-listener", daemon=True)
         self._thread.start()
@@ -133,6 +159,7 @@ class CutoffListener:
                     self._connection = connection
                     self._serve(connection)
             except (psycopg.Error, Unsuitable, OSError) as error:
+                self._away = isinstance(error, psycopg.OperationalError)
                 self._complain(error)
             except Exception:
                 self.cutoffs.fence()
@@ -144,7 +171,7 @@ class CutoffListener:
             if self.reads_done > rounds_before:
                 delay_s = 0.1
             self._stopping.wait(delay_s * random.uniform(0.5, 1.0))
-            delay_s = min(delay_s * 2, 2.0)
+            delay_s = min(delay_s * 2, 0.8)  # back within a second after the database can be reached again
 
     def _complain(self, error: Exception) -> None:
         if not self._complained and not self._stopping.is_set():
@@ -168,19 +195,29 @@ class CutoffListener:
             prepare_threshold=None,
         )
 
+    @property
+    def database_is_silent(self) -> bool:
+        """Whether the database says nothing, or could not be reached a moment ago: nobody needs to wait for it."""
+        since_ns = self._busy_since_ns
+        return self._away or (since_ns != 0 and boottime_ns() - since_ns > SILENCE_S * 1e9)
+
     def _serve(self, connection: psycopg.Connection) -> None:
         self._prove(connection)
-        self._register(connection)
+        went_back = self._register(connection)
         # Listen, then read: read-then-listen loses what is committed in between.
         connection.execute(f"LISTEN {CHANNEL}")
-        self._round(connection, everything=True)
+        if went_back:
+            self._end_what_is_in_doubt(connection)
+        else:
+            self._load(connection)
+        self._round(connection)
         if self._complained:
             log.warning("lastcall: worker %s is back; everything was read anew", os.getpid())
             self._complained = False
         while not self._stopping.is_set():
             self._busy_since_ns = 0
             # The generator must have ended before the connection is used again, and must not be left by `break`.
-            if list(connection.notifies(timeout=self.lease_s / 4, stop_after=1)):
+            if list(connection.notifies(timeout=min(self.lease_s / 4, ROUND_S), stop_after=1)):
                 list(connection.notifies(timeout=0))  # a burst is one round
             self._round(connection)
         with suppress(psycopg.Error):
@@ -197,9 +234,11 @@ class CutoffListener:
                     "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary"
                 )
             pids.add(row[0])
+        # From another connection: a transaction-mode pooler that is idle would echo a NOTIFY of our own.
         probe = f"lastcall_probe_{uuid.uuid4().hex}"
         connection.execute(f"LISTEN {probe}")
-        connection.execute("SELECT pg_notify(%s, '')", (probe,))
+        with self._connect() as other:
+            other.execute("SELECT pg_notify(%s, '')", (probe,))
         heard = list(connection.notifies(timeout=1.0, stop_after=1))
         connection.execute(f"UNLISTEN {probe}")
         if len(pids) != 1 or not heard:
@@ -207,89 +246,136 @@ class CutoffListener:
                 "NOTIFY does not come back: a transaction-mode pooler is in between; set LASTCALL_LISTEN_URL to a"
                 " direct URL"
             )
-        # A lost renewal only fences this worker; a lost registration is another matter, see _register.
-        connection.execute("SET synchronous_commit = off")
+        # A renewal must be durable: a crash that lost one would let an observer think that the lease is out.
+        connection.execute("SET synchronous_commit = on")
         connection.execute("SELECT set_config('statement_timeout', %s, FALSE)", (f"{int(self.lease_s * 5000)}ms",))
 
-    def _register(self, connection: psycopg.Connection) -> None:
-        """Write the own row, durably: a confirmation waits for the workers that it can see."""
-        with connection.transaction():
-            connection.execute("SET LOCAL synchronous_commit = on")
-            connection.execute(
-                _REGISTER,
-                {
-                    "id": self.worker_id,
-                    "service": self._service,
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "version": self._version,
-                    "lease_s": self.lease_s,
-                },
-            )
+    def _register(self, connection: psycopg.Connection) -> bool:
+        """Write the own row: a confirmation waits for the workers that it can see. Returns whether the database has
+        gone back in time: a restored backup, or a failover that lost commits."""
+        known, position = self._renewals, self._position
+        connection.execute("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING")
+        row = connection.execute(
+            _REGISTER,
+            {
+                "id": self.worker_id,
+                "service": self._service,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "version": self._version,
+                "lease_s": self.lease_s,
+            },
+        ).fetchone()
+        self._renewals = row[0] if row else 0
+        if position is None:
+            return False
+        if 0 < self._renewals <= known:
+            return True
+        if self._renewals == known + 1:
+            return False
+        # The row was gone: deleted because nothing moved for long, or lost. Then the transaction ids tell.
+        row = connection.execute(_WENT_BACK, (position,)).fetchone()
+        return bool(row and row[0])
 
     # ----------------------------------------------------------------------------------------------- one round
 
-    def _round(self, connection: psycopg.Connection, *, everything: bool = False) -> None:
+    def _round(self, connection: psycopg.Connection) -> None:
         # 1. The clock, before anything is sent.
         started_ns = self._busy_since_ns = boottime_ns()
         # 2. The own row, committed: from now on a confirmation waits for this worker.
-        if connection.execute(_RENEW, (self.worker_id,)).fetchone() is None:
-            self._register(connection)
+        self._renew(connection)
         # 3. Then the cutoffs, in a new snapshot.
-        everything = everything or self._position is None
-        if self._position is not None and self._has_gone_back(connection, self._position):
-            everything = True
-        before = len(self.cutoffs), self.cutoffs.everyone_gen
-        changed, position = self._read(connection, everything=everything)
+        position = self._read(connection)
         # 4. Applied, so the lease counts, from the clock of step 1.
         self.cutoffs.renew_lease(started_ns + int(self.lease_s * 1e9))
         self._position = position
         # 5. Then the position.
         connection.execute(_CONFIRM, (position, self._canary, self.worker_id))
         self.reads_done += 1
-        self.cutoffs.forget(self.cutoffs.now_s())
-        if self._on_change is not None and (changed or before != (len(self.cutoffs), self.cutoffs.everyone_gen)):
+        self._away = False
+        forgotten = self.cutoffs.forget(self.cutoffs.now_s())
+        risen, self._risen = self._risen, False
+        if self._on_change is not None and (risen or forgotten):
             self._on_change()
 
-    def _read(self, connection: psycopg.Connection, *, everything: bool) -> tuple[bool, str]:
-        """Apply what is new since the last position, or everything. Returns whether there was any, and the position."""
-        cursor: psycopg.Cursor[tuple[Any, ...]] = (
-            connection.execute(_READ_ALL) if everything else connection.execute(_READ_NEW, (self._position,))
-        )
-        position, changed, now_us, purged_us = "", False, 0, 0
-        for row in cursor:
-            position, now_us, purged_us, *cutoff = row
+    def _renew(self, connection: psycopg.Connection) -> None:
+        row = connection.execute(_RENEW, (self.worker_id,)).fetchone()
+        if row is not None and row[0] > self._renewals:
+            self._renewals = row[0]
+        elif self._register(connection):
+            self._end_what_is_in_doubt(connection)
+        else:
+            self._load(connection)
+
+    def _load(self, connection: psycopg.Connection) -> None:
+        """Read everything, in pieces: a million cutoffs are no silence, and use up no lease. The round that follows
+        reads what has come since, and only that round lets the lease count."""
+        with connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            connection.execute("SET LOCAL statement_timeout = 0")
+            row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
+            with connection.cursor(name="lastcall_cutoffs") as cursor:
+                cursor.itersize = _PIECE
+                for number, cutoff in enumerate(cursor.execute(_READ_ALL)):
+                    self._apply(cutoff)
+                    if number % _PIECE == 0:
+                        self._busy_since_ns = boottime_ns()
+        self._position = row[0] if row else None
+
+    def _read(self, connection: psycopg.Connection) -> str:
+        """Apply what is new since the last position. Returns the new one."""
+        position, now_us, purged_us, purged_at_us = "", 0, 0, 0
+        for row in connection.execute(_READ_NEW, (self._position,)):
+            position, now_us, purged_us, purged_at_us, *cutoff = row
             if cutoff[0] is not None:
-                changed = self._apply(tuple(cutoff)) or changed
+                self._apply(tuple(cutoff))
         if not position:
             raise Unsuitable("the table everyone is empty: run `flask --app app init-db`")
         self.cutoffs.horizon_us = max(self.cutoffs.horizon_us, purged_us)
-        self.cutoffs.wall_offset_ns = now_us * 1000 - boottime_ns()
-        return changed, position
+        offset_ns = now_us * 1000 - boottime_ns()
+        stepped_back = self.reads_done > 0 and offset_ns < self.cutoffs.wall_offset_ns - _STEP_NS
+        if stepped_back or purged_at_us > now_us + _STEP_NS // 1000:
+            self._follow_the_clock_back(connection)
+        self.cutoffs.wall_offset_ns = offset_ns
+        return position
 
-    def _apply(self, row: tuple[Any, ...]) -> bool:
+    def _follow_the_clock_back(self, connection: psycopg.Connection) -> None:
+        """The database's clock stepped back: tokens that had expired are good again, and so must be the cutoffs that
+        were purged or forgotten since. Before the new time counts here."""
+        log.warning("lastcall: the database's clock stepped back; worker %s brings back older cutoffs", os.getpid())
+        with suppress(psycopg.errors.InsufficientPrivilege):  # the server's own processes do it as well
+            connection.execute("SELECT bring_back_cutoffs()")
+        self._load(connection)
+
+    def _apply(self, row: tuple[Any, ...]) -> None:
         cutoff = cutoff_from_row(row)
-        self.cutoffs.advance(cutoff)
+        risen = self.cutoffs.advance(cutoff)
         if cutoff.subject != CANARY:
-            return True
+            self._risen = self._risen or risen
+            return
         invented = Claims(CANARY, CANARY, cutoff.min_gen - 1, self.cutoffs.everyone_gen, 0, 1)
         if self.cutoffs.refuses(invented) == "user":
             self._canary = cutoff.min_gen
-        return False
 
-    def _has_gone_back(self, connection: psycopg.Connection, position: str) -> bool:
-        """A position that goes backwards: an older backup, or a failover that lost commits. Fence, read all anew."""
-        row = connection.execute(_WENT_BACK, (position,)).fetchone()
-        if row is None or not row[0]:
-            return False
+    def _end_what_is_in_doubt(self, connection: psycopg.Connection) -> None:
+        """The database has lost commits. Trust nothing, read everything anew and lower none of it; give back the
+        revocations that this process still knows; and refuse every token of before, since sign-ins and revocations
+        of the lost time may have used the same generations as those to come."""
         self.cutoffs.fence()
         log.critical(
             "lastcall: the database has gone BACK in time (a restored backup, or a failover that lost commits); worker"
-            " %s stops trusting its cutoffs, reads everything anew and lowers none. Revocations of the lost time may be"
-            " missing: log out all users",
+            " %s reads everything anew, gives back the revocations that it knows, and logs out all users, because"
+            " revocations of the lost time may be missing",
             os.getpid(),
         )
-        return True
+        known = self.cutoffs.everyone_gen
+        self._load(connection)
+        held = list(self.cutoffs.all_held())
+        with suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DOUBT_LOCK,))
+            connection.execute("SELECT set_config('lastcall.cause', 'database_went_back', TRUE)")
+            connection.execute(_GIVE_BACK, tuple(list(part) for part in zip(*held, strict=True)) or ([], [], []))
+            connection.execute(_END_WHAT_IS_IN_DOUBT, {"known": known})
 
     def _watch(self, stopping: threading.Event) -> None:
         """A probe cannot bound itself: what hangs for a lease in a silent connection is freed from here."""

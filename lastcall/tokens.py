@@ -64,8 +64,11 @@ class KeyRing:
         Raises ValueError, whose message never holds key material.
         """
         text = text.strip()
-        if text.startswith(("/", "./")) and len(text) < 4096 and Path(text).is_file():
-            text = Path(text).read_text(encoding="utf-8").strip()
+        if text.startswith(("/", "./")) and len(text) < 4096:
+            try:  # a path that was mistyped must not become a secret that can be guessed
+                text = Path(text).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError):
+                raise ValueError("a file that cannot be read") from None
         if text.startswith(("{", "[")):
             try:
                 found = read_json(text)

@@ -9,12 +9,14 @@ from typing import Any
 
 import psycopg
 import sqlalchemy
+from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
-from sqlalchemy import exc, text
+from sqlalchemy import event, exc, text
 from sqlalchemy.orm import DeclarativeBase
 
 from lastcall.errors import DatabaseAway
+from models.patience import Patience
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 _SCHEMA_LOCK = 7_530_001
@@ -34,31 +36,48 @@ class Busy(DatabaseAway):
     retry_after_s = 2
 
 
-def engine_url(url: str) -> str:
-    """The libpq URL as SQLAlchemy wants it: with the driver's name."""
-    return "postgresql+psycopg://" + url.partition("://")[2]
+# The connection itself is opened by `use_database`, from the libpq URL as it stands: several hosts, options, all of it.
+ENGINE_URL = "postgresql+psycopg://"
+ENGINE_OPTIONS: dict[str, Any] = {
+    "pool_size": 8,
+    "max_overflow": 4,
+    "pool_timeout": 1,
+    "hide_parameters": True,  # they are names, addresses and hashes, and errors are logged
+    "connect_args": {"application_name": "lastcall", "prepare_threshold": None},
+}
+# No statement, lock or forgotten transaction of the application may wait for ever.
+_LIMITS = {
+    "lock_timeout": "1500ms",
+    "statement_timeout": "8s",
+    "idle_in_transaction_session_timeout": "10s",
+}
 
 
-def engine_options() -> dict[str, Any]:
-    """No statement, lock or forgotten transaction of the application may wait for ever (milliseconds)."""
-    waits = "-c lock_timeout=1500 -c statement_timeout=8000 -c idle_in_transaction_session_timeout=10000"
-    return {
-        "pool_size": 8,
-        "max_overflow": 4,
-        "pool_timeout": 2,
-        "pool_pre_ping": True,
-        "connect_args": {
-            "connect_timeout": 2,
-            "application_name": "lastcall",
-            "options": waits,
-            "prepare_threshold": None,
-        },
-    }
+def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> None:
+    """Let the engine of `app` open its connections with `patience`. With `pooled` a transaction-mode pooler may be in
+    between, where a setting belongs to the transaction (pgbouncer manual, "SQL feature map")."""
+    app.extensions["lastcall_patience"] = patience
+    limits = ", ".join(f"set_config('{name}', '{value}', {pooled})" for name, value in _LIMITS.items())
+
+    def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
+        connection = patience.connect(url, **options)
+        if not pooled:
+            connection.execute(f"SELECT {limits}")
+            connection.commit()
+        return connection
+
+    with app.app_context():
+        event.listen(db.engine, "do_connect", connect)
+        if pooled:
+            event.listen(db.engine, "begin", lambda connection: connection.exec_driver_sql(f"SELECT {limits}"))
 
 
 @contextmanager
 def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway or Busy."""
+    patience: Patience | None = current_app.extensions.get("lastcall_patience")
+    if patience is not None and patience.is_silent():
+        raise DatabaseAway
     with database_errors():
         try:
             yield db.session

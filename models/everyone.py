@@ -25,5 +25,8 @@ def everyone_gen() -> ScalarSelect[int]:
 
 
 def note_access_ttl(seconds: int) -> None:
-    """Let cutoffs know how long a token may live that is being minted at this moment (schema.sql: `cutoff_expiry`)."""
-    db.session.execute(text("UPDATE everyone SET access_ttl_s = :ttl WHERE access_ttl_s <> :ttl"), {"ttl": seconds})
+    """Let cutoffs know how long a token may live that is being minted at this moment (schema.sql: `cutoff_expiry`).
+
+    It only rises: hosts may differ, and the longest counts.
+    """
+    db.session.execute(text("UPDATE everyone SET access_ttl_s = :ttl WHERE access_ttl_s < :ttl"), {"ttl": seconds})

@@ -18,12 +18,14 @@ from lastcall.clock import boottime_ns
 from models.audit import Actor
 from models.database import db, position_of_transaction, say, transaction
 from models.errors import NotFound
-from models.login_session import LoginSession, SessionFilter, count_active, is_active, matches
+from models.login_session import LoginSession, SessionFilter, count_active, count_matching, is_active, matches
 from models.revocation import Revocation
 from models.worker import WorkerWatch, read_workers
 
 PATIENCE_S = 10.0
 """How long a confirmation waits at most; past it the answer is "not in force everywhere yet" (seconds)."""
+COUNT_EXACTLY_TO = 100_000
+"""How many sessions that a log-out of everyone ends are counted; beyond it the receipt has an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,12 @@ class Confirmation:
     fenced: int = 0
     elapsed_ms: float = 0.0
     unconfirmed: tuple[str, ...] = ()
+    settled: bool = True
+    """One lease has passed since the database's last crash: no worker can trust a lease that it has forgotten."""
 
     @property
     def in_force(self) -> bool:
-        return self.live == self.confirmed
+        return self.settled and self.live == self.confirmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ def revoke_everyone(actor: Actor, *, keep_session: str | None = None, cause: str
     that the caller must mint."""
     with transaction() as session:
         revocation_id = _begin(actor, cause)
-        ended = _count(SessionFilter())
+        ended, _ = count_matching(SessionFilter(), exactly_to=COUNT_EXACTLY_TO)
         gen = session.scalar(text("UPDATE everyone SET gen = gen + 1 RETURNING gen"))
         if keep_session is not None:
             session.execute(
@@ -124,9 +128,19 @@ def revoke_everyone(actor: Actor, *, keep_session: str | None = None, cause: str
 
 
 def revoke_matching(
-    wanted: SessionFilter, actor: Actor, *, keep_session: str | None = None, cause: str = "force_logout"
+    wanted: SessionFilter,
+    actor: Actor,
+    *,
+    keep_session: str | None = None,
+    cause: str = "force_logout",
+    scope: str = "filter",
+    subject: str = "",
+    subject_name: str = "",
 ) -> Receipt:
-    """End just the active sessions that match: one transaction, one cutoff for each."""
+    """End just the active sessions that match: one transaction, one cutoff for each.
+
+    `scope` and `subject` are what the receipt and the history say: "his sessions from before 10 o'clock" is a user's.
+    """
     wanted = replace(wanted, state="active")
     with transaction():
         revocation_id = _begin(actor, cause)
@@ -136,7 +150,7 @@ def revoke_matching(
         # Lock in one order, so that two of these at once cannot deadlock.
         found = select(LoginSession.id).where(*conditions).order_by(LoginSession.id).with_for_update().cte("found")
         ended = _end_rows(actor, cause, LoginSession.id.in_(select(found.c.id)))
-        return _finish(revocation_id, actor, cause, "filter", "", "", None, ended, wanted)
+        return _finish(revocation_id, actor, cause, scope, subject, subject_name, None, ended, wanted)
 
 
 def revoke_users_matching(wanted: SessionFilter, actor: Actor, *, cause: str = "force_logout") -> Receipt:
@@ -187,18 +201,20 @@ def confirm(
     pause_s = 0.001
     while True:
         asked_ns = boottime_ns()
-        rows = read_workers(position)
-        fenced = watch.observe(rows, asked_ns, boottime_ns())
+        reading = read_workers(position)
+        rows, fenced = reading.rows, watch.observe(reading, asked_ns, boottime_ns())
         confirmed = [row.id for row in rows if row.confirmed]
         waiting = [row.id for row in rows if not row.confirmed and row.id not in fenced]
+        settled = watch.has_settled(asked_ns)
         late = boottime_ns() - started_ns > patience_s * 1e9
-        if not waiting or late:
+        if (settled and not waiting) or late:
             return Confirmation(
                 live=len(confirmed) + len(waiting),
                 confirmed=len(confirmed),
                 fenced=len(rows) - len(confirmed) - len(waiting),
                 elapsed_ms=round((boottime_ns() - since_ns) / 1e6, 1),
                 unconfirmed=tuple(waiting),
+                settled=settled,
             )
         time.sleep(pause_s)
         pause_s = min(pause_s + 0.001, 0.02)
@@ -249,16 +265,16 @@ def _finish(
     wanted: SessionFilter | None = None,
 ) -> Receipt:
     """Write the history row, and read from it what the receipt says."""
-    cutoff_scope = scope if scope != "filter" else "session"
     at, expires = db.session.execute(
         text(
             "SELECT coalesce(max(cutoff_at), clock_timestamp()), coalesce(max(expires_at), cutoff_expiry(NULL))"
             " FROM cutoffs"
-            " WHERE scope = CAST(:scope AS cutoff_scope) AND (subject = :subject OR :any)"
-            " AND xid = pg_current_xact_id()"
+            " WHERE (:any OR scope::text = :scope AND subject = :subject) AND xid = pg_current_xact_id()"
         ),
-        {"scope": cutoff_scope, "subject": subject, "any": scope == "filter"},
+        {"scope": scope, "subject": subject, "any": wanted is not None},
     ).one()
+    if wanted is not None and wanted.until is not None and scope != "filter":
+        at = wanted.until  # the history is also asked by the time of a token (lastcall/ask.py)
     db.session.add(
         Revocation(
             id=revocation_id,
@@ -291,10 +307,6 @@ def _finish(
         position_of_transaction(),
         boottime_ns(),
     )
-
-
-def _count(wanted: SessionFilter) -> int:
-    return db.session.scalar(select(func.count()).select_from(LoginSession).where(*matches(wanted))) or 0
 
 
 def _name_of_the_gone(user_id: UUID) -> str:

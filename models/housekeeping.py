@@ -27,6 +27,8 @@ log = logging.getLogger("lastcall")
 
 TICK_S = 1.0
 CANARY_EVERY_S = 10
+ALARM_AFTER_S = 5
+"""Longer than a lease, so that a worker which stopped or was paused has been fenced by then (seconds)."""
 KEEP_SESSIONS_DAYS = 30
 BATCH = 1000
 _LOCK = 7_530_004
@@ -122,34 +124,12 @@ def purge_once() -> dict[str, int]:
 
     A cutoff goes when its time is over and no token under an older generation is on record that could still live.
     """
-    cutoffs = db.session.execute(
-        text("""
-            WITH over AS (
-                SELECT scope, subject FROM cutoffs AS c WHERE expires_at <= clock_timestamp() AND NOT EXISTS (
-                    SELECT FROM login_sessions AS s WHERE c.scope = 'user' AND s.user_id::text = c.subject
-                    AND s.user_id = CASE WHEN c.subject ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-                        THEN c.subject::uuid END
-                    AND s.user_gen < c.min_gen AND s.token_expires_at + cutoff_leeway() > clock_timestamp()
-                ) AND NOT EXISTS (
-                    SELECT FROM login_sessions AS s WHERE c.scope = 'everyone'
-                    AND s.token_expires_at + cutoff_leeway() > clock_timestamp() AND s.everyone_gen < c.min_gen
-                ) ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
-            ), gone AS (
-                DELETE FROM cutoffs AS c USING over WHERE c.scope = over.scope AND c.subject = over.subject
-                RETURNING c.cutoff_at
-            ), noted AS (
-                UPDATE everyone SET purged_until = greatest(purged_until, (SELECT max(cutoff_at) FROM gone))
-                WHERE (SELECT max(cutoff_at) FROM gone) > purged_until RETURNING 1
-            )
-            SELECT count(*) FROM gone
-        """),
-        {"batch": BATCH},
-    ).scalar_one()
+    cutoffs = _purge_cutoffs()
     sessions = db.session.execute(
         text("""
             DELETE FROM login_sessions WHERE id IN (
                 SELECT id FROM login_sessions
-                WHERE expires_at < clock_timestamp() - make_interval(days => :days)
+                WHERE expires_at < statement_timestamp() - make_interval(days => :days)
                 ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
             )
         """),
@@ -158,12 +138,43 @@ def purge_once() -> dict[str, int]:
     attempts = db.session.execute(
         text("""
             DELETE FROM sign_in_attempts WHERE id IN (
-                SELECT id FROM sign_in_attempts WHERE tried_at < clock_timestamp() - interval '1 hour' LIMIT :batch
+                SELECT id FROM sign_in_attempts WHERE tried_at < statement_timestamp() - interval '1 hour' LIMIT :batch
             )
         """),
         {"batch": BATCH},
     )
     return {"cutoffs": cutoffs, "login_sessions": sessions.rowcount, "sign_in_attempts": attempts.rowcount}  # type: ignore[attr-defined]
+
+
+def _purge_cutoffs() -> int:
+    # Everyone's row first, as a log-out of everyone takes its locks; while one is under way, the next batch will do.
+    if db.session.scalar(text("SELECT TRUE FROM everyone FOR NO KEY UPDATE SKIP LOCKED")) is None:
+        return 0
+    return int(
+        db.session.execute(
+            text("""
+            WITH over AS (
+                SELECT scope, subject FROM cutoffs AS c WHERE expires_at <= statement_timestamp() AND NOT EXISTS (
+                    SELECT FROM login_sessions AS s WHERE c.scope = 'user' AND s.user_id = as_uuid(c.subject)
+                    AND s.user_gen < c.min_gen AND s.token_expires_at > statement_timestamp() - cutoff_leeway()
+                ) AND NOT EXISTS (
+                    SELECT FROM login_sessions AS s WHERE c.scope = 'everyone'
+                    AND s.token_expires_at > statement_timestamp() - cutoff_leeway() AND s.everyone_gen < c.min_gen
+                ) ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
+            ), gone AS (
+                DELETE FROM cutoffs AS c USING over WHERE c.scope = over.scope AND c.subject = over.subject
+                RETURNING c.cutoff_at
+            ), noted AS (
+                UPDATE everyone SET
+                    purged_until = greatest(purged_until, (SELECT max(cutoff_at) FROM gone)),
+                    purged_at = statement_timestamp()
+                WHERE EXISTS (SELECT FROM gone) RETURNING 1
+            )
+            SELECT count(*) FROM gone
+            """),
+            {"batch": BATCH},
+        ).scalar_one()
+    )
 
 
 def _mark_everyones_ends() -> None:
@@ -196,7 +207,7 @@ def _send_canary(fenced: set[str]) -> None:
         text("""
             SELECT c.min_gen, c.cutoff_at, extract(epoch FROM clock_timestamp() - c.cutoff_at) AS age_s,
                 (SELECT array_agg(w.id::text) FROM workers AS w WHERE w.canary < c.min_gen AND w.lease_s IS NOT NULL
-                 AND w.started_at < c.cutoff_at) AS deaf,
+                 AND w.started_at < c.cutoff_at AND w.renewed_at > c.cutoff_at) AS deaf,
                 e.canary_at
             FROM everyone AS e LEFT JOIN cutoffs AS c ON c.scope = 'user' AND c.subject = :canary
         """),
@@ -206,7 +217,7 @@ def _send_canary(fenced: set[str]) -> None:
         deaf = [worker_id for worker_id in row.deaf or () if worker_id not in fenced]
         if not deaf and row.canary_at != row.cutoff_at:
             db.session.execute(text("UPDATE everyone SET canary_at = :at"), {"at": row.cutoff_at})
-        elif deaf and 2 < row.age_s < 2 + TICK_S:
+        elif deaf and ALARM_AFTER_S < row.age_s < ALARM_AFTER_S + TICK_S:
             log.critical("lastcall: the canary lives: workers %s have not refused it", ", ".join(deaf))
     if row.min_gen is None or row.age_s >= CANARY_EVERY_S:
         db.session.execute(

@@ -135,36 +135,35 @@ _STANDS: ColumnElement[bool] = literal_column(
 )
 
 
-def is_ended() -> ColumnElement[bool]:
-    """Ended by its own row, by everyone's generation, or by its user's."""
-    return or_(LoginSession.ended_at.is_not(None), LoginSession.everyone_gen != everyone_gen(), not_(_STANDS))
+def stands() -> ColumnElement[bool]:
+    """Not ended: neither by its own row, nor by everyone's generation, nor by its user's."""
+    return and_(LoginSession.ended_at.is_(None), LoginSession.everyone_gen == everyone_gen(), _STANDS)
 
 
-def is_active() -> ColumnElement[bool]:
-    return and_(
-        LoginSession.ended_at.is_(None),
-        LoginSession.everyone_gen == everyone_gen(),
-        LoginSession.expires_at > func.now(),
-        _STANDS,
-    )
+def is_active(standing: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
+    return and_(stands() if standing is None else standing, LoginSession.expires_at > func.now())
 
 
-def matches(wanted: SessionFilter) -> list[ColumnElement[bool]]:
-    """The conditions of a filter. Text in `q` is literal: %, _ and \\ stand for themselves."""
+def matches(wanted: SessionFilter, standing: ColumnElement[bool] | None = None) -> list[ColumnElement[bool]]:
+    """The conditions of a filter. Text in `q` is literal: %, _ and \\ stand for themselves.
+
+    `standing` takes the place of `stands()`, for an estimate.
+    """
+    standing = stands() if standing is None else standing
     if wanted.whole_users:
-        found = select(LoginSession.user_id).where(*matches(replace(wanted, whole_users=False)))
-        return [is_active(), LoginSession.user_id.in_(found)]
+        found = select(LoginSession.user_id).where(*matches(replace(wanted, whole_users=False), standing))
+        return [is_active(standing), LoginSession.user_id.in_(found)]
     conditions: list[ColumnElement[bool]] = []
     if wanted.user_id is not None:
         conditions.append(LoginSession.user_id == UUID(wanted.user_id))
     if wanted.session_id is not None:
         conditions.append(LoginSession.id == UUID(wanted.session_id))
     if wanted.state == "active":
-        conditions.append(is_active())
+        conditions.append(is_active(standing))
     elif wanted.state == "ended":
-        conditions.append(is_ended())
+        conditions.append(not_(standing))
     elif wanted.state == "expired":
-        conditions += [not_(is_ended()), LoginSession.expires_at <= func.now()]
+        conditions += [standing, LoginSession.expires_at <= func.now()]
     if wanted.user is not None:
         conditions.append(_is_user(wanted.user))
     if wanted.q:
@@ -207,7 +206,7 @@ def list_sessions(
         rows = session.execute(query).all()
         causes = _everyones_ends([row for row, state in rows if state == "ended" and row.ended_at is None])
         items = [_facts(row, state, causes) for row, state in rows[:limit]]
-        total, exact = _count(wanted)
+        total, exact = count_matching(wanted)
     if len(rows) <= limit:
         return SessionPage(items, None, total, exact)
     last = getattr(items[-1], sort.removeprefix("-"))
@@ -231,6 +230,20 @@ def count_active(user_id: UUID) -> int:
     )
 
 
+def count_matching(wanted: SessionFilter, *, exactly_to: int = COUNT_EXACTLY_TO) -> tuple[int, bool]:
+    """How many match: exactly up to `exactly_to`, beyond it the planner's estimate. Within a transaction under way."""
+    matching = select(literal(1)).select_from(LoginSession).where(*matches(wanted))
+    counted = db.session.scalar(select(func.count()).select_from(matching.limit(exactly_to + 1).subquery())) or 0
+    if counted <= exactly_to:
+        return counted, True
+    # What ends a session shows in its row, or in everyone's generation, or in both: the planner would multiply the
+    # two, and it takes a third for the comparison with the user's. Each alone is too many, so the smaller one is near.
+    gen = db.session.scalar(select(everyone_gen()))
+    signs = (LoginSession.ended_at.is_(None), LoginSession.everyone_gen == gen)
+    estimates = [_estimate(matches(wanted, standing)) for standing in signs]
+    return max(counted, max(estimates) if wanted.state == "ended" else min(estimates)), False
+
+
 def note_seen(seen: Sequence[tuple[str, str | None, datetime]]) -> None:
     """Write when, and from where, sessions were last seen: one statement for all of them."""
     with transaction() as session:
@@ -245,7 +258,7 @@ def note_seen(seen: Sequence[tuple[str, str | None, datetime]]) -> None:
 
 
 def _is_user(name_or_id: str) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = func.lower(LoginSession.username) == name_or_id.lower()
+    condition: ColumnElement[bool] = func.lower(LoginSession.username) == func.lower(name_or_id)
     try:
         return or_(condition, LoginSession.user_id == UUID(name_or_id))
     except ValueError:
@@ -253,19 +266,14 @@ def _is_user(name_or_id: str) -> ColumnElement[bool]:
 
 
 def _state() -> ColumnElement[str]:
-    return case((is_ended(), "ended"), (LoginSession.expires_at <= func.now(), "expired"), else_="active")
+    return case((not_(stands()), "ended"), (LoginSession.expires_at <= func.now(), "expired"), else_="active")
 
 
-def _count(wanted: SessionFilter) -> tuple[int, bool]:
-    """How many match: exactly up to COUNT_EXACTLY_TO, beyond it the planner's estimate."""
-    matching = select(literal(1)).select_from(LoginSession).where(*matches(wanted))
-    counted = db.session.scalar(select(func.count()).select_from(matching.limit(COUNT_EXACTLY_TO + 1).subquery())) or 0
-    if counted <= COUNT_EXACTLY_TO:
-        return counted, True
+def _estimate(conditions: Sequence[ColumnElement[bool]]) -> int:
+    matching = select(literal(1)).select_from(LoginSession).where(*conditions)
     compiled = matching.compile(db.engine, compile_kwargs={"render_postcompile": True})
     plan = db.session.connection().exec_driver_sql("EXPLAIN (FORMAT JSON) " + str(compiled), compiled.params).scalar()
-    estimate = int(plan[0]["Plan"]["Plan Rows"]) if plan else 0
-    return max(estimate, counted), False
+    return int(plan[0]["Plan"]["Plan Rows"]) if plan else 0
 
 
 def _everyones_ends(rows: Sequence[LoginSession]) -> list[Revocation]:

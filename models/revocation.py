@@ -10,6 +10,7 @@ from sqlalchemy import DateTime, cast, literal, select, text, tuple_
 from sqlalchemy.dialects.postgresql import INET, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
+from lastcall.claims import is_uuid
 from models.cursor import read_cursor, write_cursor
 from models.database import Base, transaction
 
@@ -54,13 +55,26 @@ def list_revocations(*, limit: int = 50, cursor: str | None = None) -> tuple[lis
     return rows[:limit], write_cursor([last.created_at.isoformat(), str(last.id)], context)
 
 
-def public_reason(scope: str, subject: str) -> str | None:
-    """The reason that was given for the newest revocation of a subject, for the person it was about."""
-    query = (
-        select(Revocation.reason)
-        .where(Revocation.scope == scope, Revocation.subject == subject)
-        .order_by(Revocation.created_at.desc())
-        .limit(1)
-    )
+def public_reason(scope: str, subject: str, session_id: str | None = None) -> str | None:
+    """The reason that was given for a revocation, for the person it was about.
+
+    His session knows best why it ended, also by a filter; but `end_reason` may be a mere cause, which is none of his
+    business, so it must be the reason of a revocation of that moment. Else it is the newest revocation of the subject,
+    of those that can have hit this session.
+    """
+    query = text("""
+        WITH own AS (
+            SELECT created_at, ended_at, end_reason FROM login_sessions WHERE id = CAST(:session_id AS uuid)
+        )
+        SELECT coalesce(
+            (SELECT r.reason FROM own INNER JOIN revocations AS r ON r.reason = own.end_reason
+             AND r.created_at BETWEEN own.ended_at AND own.ended_at + interval '1 minute' LIMIT 1),
+            (SELECT r.reason FROM revocations AS r WHERE r.scope = :scope AND r.subject = :subject
+             AND r.created_at >= coalesce((SELECT created_at FROM own), '-infinity')
+             ORDER BY r.created_at DESC LIMIT 1)
+        )
+    """)
+    known = session_id if session_id is not None and is_uuid(session_id) else None
     with transaction() as session:
-        return session.scalar(query)
+        reason: str | None = session.scalar(query, {"scope": scope, "subject": subject, "session_id": known})
+    return reason

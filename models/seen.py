@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
 
 QUIET_NS = 60 * 1_000_000_000
@@ -18,7 +19,8 @@ class Seen:
 
     def note(self, session_id: str, ip: str | None) -> None:
         now_ns = boottime_ns()
-        if self._quiet_until_ns.get(session_id, 0) <= now_ns:
+        # What is no id of a session (a token that was minted elsewhere) would spoil the statement for all others.
+        if self._quiet_until_ns.get(session_id, 0) <= now_ns and is_uuid(session_id):
             self._quiet_until_ns[session_id] = now_ns + QUIET_NS
             self._waiting[session_id] = (session_id, ip, datetime.now(UTC))
 

@@ -2,7 +2,8 @@
 
 Every mint reads the password hash, the state, the roles and both generations in ONE statement, and puts those very
 numbers into the token and the session row. No lock is needed: a revocation that commits in between raises a
-generation above them (tests/database/test_races.py).
+generation above them (tests/database/test_races.py). The row is written only while they still hold: a sign-in that was
+paused after it had read them mints nothing, or its token could outlive the cutoff that was meant for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ipaddress
 import secrets
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,20 +23,22 @@ from uuid import UUID
 from sqlalchemy import Row, text
 
 from lastcall.claims import Claims
-from lastcall.errors import Malformed, Revoked
+from lastcall.errors import DatabaseAway, Malformed, Revoked
 from lastcall.strict import read_base64url, write_base64url
 from lastcall.tokens import issue
 from models import passwords
 from models.audit import Actor
-from models.database import db, position_of_transaction, say, transaction
+from models.database import Busy, db, position_of_transaction, say, transaction
 from models.device import describe_device
-from models.errors import NotAllowed, RefreshRejected, Throttled, WrongCredentials
+from models.errors import NotAllowed, NotFound, RefreshRejected, Throttled, WrongCredentials
 from models.force_logout import Receipt, revoke_session
 from settings import Settings
 
 GRACE_S = 10.0
 """How long the newest predecessor of a refresh token still gets the same successor, for racing tabs (seconds)."""
 FAILURES_ALLOWED, FAILURES_WINDOW_S = 10, 300
+TRIES = 3
+"""How often a sign-in reads the facts and checks the password, when they change while it does (argon2 is not free)."""
 _FAMILY_BYTES, _SECRET_BYTES = 16, 32
 _REFRESH_LENGTH = 64
 
@@ -81,39 +85,56 @@ class RefreshReused(RefreshRejected):
 def sign_in(
     username: str, password: str, client: ClientInfo, settings: Settings, *, needed_role: str | None = None
 ) -> Tokens:
-    """Raises WrongCredentials (the same for an unknown name), Throttled; NotAllowed without `needed_role`."""
-    with transaction():
-        _refuse_when_throttled(username, client.ip)
-        user = _facts_by("lower(u.username) = lower(:key)", username)
-    # No connection is held while argon2 works.
-    right = passwords.verify_password(user.password_hash, password)
-    if not right or user.disabled:
-        _note_failure(username, client.ip)
-        raise WrongCredentials
-    if needed_role is not None and needed_role not in user.roles:
-        raise NotAllowed(f"This needs the role {needed_role}, which {user.username} does not have: ask an admin.")
-    if passwords.needs_rehash(user.password_hash):
-        _rehash(user, password)
+    """Raises WrongCredentials (the same for an unknown name), Throttled; NotAllowed without `needed_role`; Busy when
+    the user changed all the while."""
+    for _ in range(TRIES):
+        with transaction():
+            user = _facts_by("lower(u.username) = lower(:key)", username)
+            name = user.username or username
+            _refuse_when_throttled(name, client.ip)
+        # No connection is held while argon2 works.
+        right = passwords.verify_password(user.password_hash, password)
+        if not right or user.disabled:
+            _note_failure(name, client.ip)
+            raise WrongCredentials
+        tokens = _mint(user, client, settings, needed_role)
+        if tokens is not None:
+            if passwords.needs_rehash(user.password_hash):
+                _rehash(user, password)
+            return tokens
+    raise Busy("This user is being changed at the moment: try again.")
+
+
+def _mint(user: Row[Any], client: ClientInfo, settings: Settings, needed_role: str | None) -> Tokens | None:
+    """Write the session's row, and sign its token. None when what the password was checked against holds no more."""
     family, secret = secrets.token_bytes(_FAMILY_BYTES), secrets.token_bytes(_SECRET_BYTES)
     session_id = uuid.uuid4()
     with transaction() as session:
+        # Again: others may have failed meanwhile, and a right guess after the tenth must be told what a wrong one is.
+        _refuse_when_throttled_by_now(user.username, client.ip)
+        if needed_role is not None and needed_role not in user.roles:
+            raise NotAllowed(f"This needs the role {needed_role}, which {user.username} does not have: ask an admin.")
         row = session.execute(
             text("""
                 INSERT INTO login_sessions AS s (
                     id, user_id, username, roles, client_id, ip, last_ip, user_agent, device,
-                    token_expires_at, expires_at,
+                    created_at, token_expires_at, expires_at,
                     user_gen, everyone_gen, family_hash, refresh_hash
-                ) VALUES (
-                    :id, :user_id, :username, :roles, :client_id, CAST(:ip AS inet), CAST(:ip AS inet), :user_agent,
-                    :device, clock_timestamp() + make_interval(secs => least(:access_ttl, :lifetime)),
-                    clock_timestamp() + make_interval(secs => :lifetime),
-                    :user_gen, :everyone_gen, :family_hash, :refresh_hash
-                ) RETURNING s.created_at, s.expires_at
+                )
+                SELECT
+                    :id, u.id, :username, :roles, :client_id, CAST(:ip AS inet), CAST(:ip AS inet), :user_agent,
+                    :device, now.at, now.at + make_interval(secs => least(:access_ttl, :lifetime)),
+                    now.at + make_interval(secs => :lifetime), u.gen, e.gen, :family_hash, :refresh_hash
+                FROM users AS u CROSS JOIN everyone AS e CROSS JOIN (SELECT clock_timestamp() AS at) AS now
+                WHERE u.id = :user_id AND u.gen = :user_gen AND e.gen = :everyone_gen
+                    AND u.password_hash = :password_hash AND u.disabled_at IS NULL
+                RETURNING s.created_at, s.expires_at
             """),
             {
                 "id": session_id,
                 "user_id": user.id,
                 "username": user.username,
+                "password_hash": user.password_hash,
                 "roles": user.roles,
                 "client_id": client.client_id,
                 "ip": client.ip,
@@ -126,7 +147,9 @@ def sign_in(
                 "family_hash": _hash(family),
                 "refresh_hash": _hash(secret),
             },
-        ).one()
+        ).one_or_none()
+    if row is None:
+        return None
     return _tokens(
         user, session_id, client.client_id, row.created_at, row.created_at, row.expires_at, family + secret, settings
     )
@@ -182,6 +205,8 @@ def prove_password(claims: Claims, password: str, client: ClientInfo) -> Row[Any
     if not passwords.verify_password(user.password_hash, password):
         _note_failure(user.username or claims.sub, client.ip)
         raise WrongCredentials("The current password is wrong.")
+    with transaction():
+        _refuse_when_throttled_by_now(user.username, client.ip)
     return user
 
 
@@ -190,7 +215,8 @@ def change_password(
 ) -> tuple[Tokens, str]:
     """Give oneself a new password: every other session ends, this one goes on under new tokens.
 
-    Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled, Revoked.
+    Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled, Revoked;
+    NotFound for a session that is none of this user's.
     """
     user = prove_password(claims, current, client)
     password_hash = passwords.hash_password(new)
@@ -206,6 +232,9 @@ def change_password(
         )
         if gen is None:
             raise WrongCredentials("The password was changed by somebody else just now: try again.")
+        own = text("SELECT FROM login_sessions WHERE id = CAST(:id AS uuid) AND user_id = :user_id")
+        if session.execute(own, {"id": claims.sid, "user_id": user.id}).one_or_none() is None:
+            raise NotFound("Nothing was changed. Your token belongs to no session of this server.")
         # Only a session that stood until this very change goes on; one that was revoked meanwhile does not.
         session.execute(
             text(
@@ -240,11 +269,11 @@ def _standing_user(row: Row[Any]) -> Row[Any]:
     """The facts to mint from, in a snapshot taken after the session was locked. Raises RefreshRejected or Revoked."""
     user = _facts_by("u.id = CAST(:key AS uuid)", str(row.user_id))
     if row.everyone_gen < user.everyone_gen:
-        raise Revoked("everyone", "")
+        raise Revoked("everyone", "", session_id=str(row.id))
     if user.id is None or user.disabled or row.user_gen < user.user_gen:
-        raise Revoked("user", str(row.user_id))
+        raise Revoked("user", str(row.user_id), session_id=str(row.id))
     if row.ended_at is not None:
-        raise Revoked("session", str(row.id))
+        raise Revoked("session", str(row.id), session_id=str(row.id))
     if row.expires_at <= row.now:
         raise RefreshRejected("The session has expired: sign in again.")
     return user
@@ -314,7 +343,7 @@ def _tokens(
         "jti": secrets.token_urlsafe(12),
         "iat": issued,
         "exp": expires,
-        "auth_time": int(signed_in_at.timestamp()),
+        "auth_time": min(int(signed_in_at.timestamp()), issued),  # the database's clock may have stepped back
         "client_id": client_id,
         "preferred_username": user.username,
         "roles": list(user.roles),
@@ -333,11 +362,12 @@ def _tokens(
 
 def _rehash(user: Row[Any], password: str) -> None:
     """Renew a hash of older parameters. It is the same password, so nobody is signed out (schema.sql: said)."""
-    with transaction() as session:
+    new = passwords.hash_password(password)
+    with suppress(DatabaseAway), transaction() as session:  # the sign-in has succeeded; the next one tries again
         say(rehash="on")
         session.execute(
             text("UPDATE users SET password_hash = :new WHERE id = :id AND password_hash = :old"),
-            {"new": passwords.hash_password(password), "id": user.id, "old": user.password_hash},
+            {"new": new, "id": user.id, "old": user.password_hash},
         )
 
 
@@ -413,12 +443,26 @@ def _refuse_when_throttled(username: str, ip: str | None) -> None:
         raise Throttled(wait_s)
 
 
+def _refuse_when_throttled_by_now(username: str, ip: str | None) -> None:
+    """The same, in the transaction that depends on it: no failure is counted between this look and its end.
+
+    The lock is shared, so that people behind one address wait for those who fail, not for each other.
+    """
+    _lock_keys(username, ip, "pg_advisory_xact_lock_shared")
+    _refuse_when_throttled(username, ip)
+
+
+def _lock_keys(username: str, ip: str | None, lock: str) -> None:
+    keys = sorted(_keys(username, ip))  # in one order, so that two cannot wait for each other
+    query = f"SELECT {lock}(hashtextextended(key, 7530003)) FROM unnest(CAST(:keys AS text [])) AS key"
+    db.session.execute(text(query), {"keys": keys})
+
+
 def _note_failure(username: str, ip: str | None) -> None:
     """Count a failure, for all workers as one: whoever makes the tenth is told so. Raises Throttled."""
     name_key, address_key = _keys(username, ip)
     with transaction() as session:
-        for key in sorted((name_key, address_key)):
-            session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7530003))"), {"key": key})
+        _lock_keys(username, ip, "pg_advisory_xact_lock")
         session.execute(
             text("INSERT INTO sign_in_attempts (name_key, address_key) VALUES (:name_key, :address_key)"),
             {"name_key": name_key, "address_key": address_key},

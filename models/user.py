@@ -261,7 +261,7 @@ def _active_counts(user_ids: Sequence[UUID]) -> dict[UUID, int]:
         .where(LoginSession.user_id.in_(user_ids), is_active())
         .group_by(LoginSession.user_id)
     )
-    return dict(db.session.execute(query).tuples().all())
+    return {user_id: count for user_id, count in db.session.execute(query)}
 
 
 def _facts(user: User, active_sessions: int) -> UserFacts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -24,6 +23,16 @@ class WorkerRow:
     renewals: int
     lease_s: float | None
     confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One reading of the table. `incarnation` is the server's since its last crash or promotion; `settled` tells
+    that it had begun long before, as the database says."""
+
+    rows: list[WorkerRow]
+    incarnation: str
+    settled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +60,24 @@ class WorkerWatch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[int, int]] = {}  # id -> renewals, and when we first saw this number
+        self._incarnation: tuple[str, int] = ("", 0)  # and when we first saw it
+        self._longest_lease_s = 2.0
 
-    def observe(self, rows: Iterable[WorkerRow], asked_ns: int, answered_ns: int) -> set[str]:
-        """Take in one reading of the table, and the clock before it was asked for and after it had come.
+    def observe(self, reading: Reading, asked_ns: int, answered_ns: int) -> set[str]:
+        """Take in one reading, and the clock before it was asked for and after it had come.
 
         Returns the ids whose lease has surely run out. A worker that never had a lease is never among them.
         """
         fenced = set()
         with self._lock:
+            if reading.incarnation != self._incarnation[0]:
+                # The first reading of all may believe the database; later ones have seen the crash themselves.
+                settled = reading.settled and not self._incarnation[0]
+                self._incarnation = (reading.incarnation, 0 if settled else answered_ns)
+                self._seen = {}
             present: dict[str, tuple[int, int]] = {}
-            for row in rows:
+            for row in reading.rows:
+                self._longest_lease_s = max(self._longest_lease_s, row.lease_s or 0.0)
                 renewals, since_ns = self._seen.get(row.id, (-1, 0))
                 if renewals != row.renewals:
                     present[row.id] = (row.renewals, answered_ns)
@@ -71,36 +88,48 @@ class WorkerWatch:
             self._seen = present
         return fenced
 
+    def has_settled(self, asked_ns: int) -> bool:
+        """Whether one lease has passed since the server's last crash or promotion. Before that a worker may trust a
+        lease that the table does not tell of."""
+        since_ns = self._incarnation[1]
+        return since_ns == 0 or asked_ns - since_ns > (self._longest_lease_s + MARGIN_S) * 1e9
+
     def unmoved_for_s(self, worker_id: str) -> float:
         """For how long the row has not moved before our eyes (seconds)."""
         _, since_ns = self._seen.get(worker_id, (0, boottime_ns()))
         return (boottime_ns() - since_ns) / 1e9
 
 
-def read_workers(position: str) -> list[WorkerRow]:
+def read_workers(position: str) -> Reading:
     """All rows, with whether each has applied everything up to and including the transaction `position`."""
-    query = text(
-        "SELECT id::text, renewals, lease_s,"
-        " coalesce(pg_visible_in_snapshot(CAST(:position AS text)::xid8, snapshot), FALSE) AS confirmed FROM workers"
-    )
+    query = text("""
+        SELECT
+            i.id::text, i.since < clock_timestamp() - interval '1 minute', w.id::text, w.renewals, w.lease_s,
+            w.incarnation = i.id AND coalesce(pg_visible_in_snapshot(CAST(:position AS text)::xid8, w.snapshot), FALSE)
+        FROM incarnation AS i LEFT JOIN workers AS w ON TRUE
+    """)
     with transaction() as session:
-        return [WorkerRow(*row) for row in session.execute(query, {"position": position})]
+        found = session.execute(query, {"position": position}).all()
+        if not found:  # emptied by a crash, and no worker is back yet
+            session.execute(text("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING"))
+            found = session.execute(query, {"position": position}).all()
+    rows = [WorkerRow(row[2], row[3], row[4], bool(row[5])) for row in found if row[2] is not None]
+    return Reading(rows, found[0][0], found[0][1])
 
 
 def observe_workers(watch: WorkerWatch) -> set[str]:
     """Keep the watch up to date, and drop the rows of processes that are gone. Returns the ids that are fenced."""
     asked_ns = boottime_ns()
-    rows = read_workers("3")
-    fenced = watch.observe(rows, asked_ns, boottime_ns())
-    gone = [worker_id for worker_id in fenced if watch.unmoved_for_s(worker_id) > FORGET_AFTER_S]
+    reading = read_workers("3")
+    fenced = watch.observe(reading, asked_ns, boottime_ns())
+    gone = [row for row in reading.rows if row.id in fenced and watch.unmoved_for_s(row.id) > FORGET_AFTER_S]
     if gone:
         with transaction() as session:
-            for row in rows:
-                if row.id in gone:  # `renewals` again: it may have woken up just now
-                    session.execute(
-                        text("DELETE FROM workers WHERE id = :id AND renewals = :renewals"),
-                        {"id": row.id, "renewals": row.renewals},
-                    )
+            for row in gone:  # `renewals` again: it may have woken up just now
+                session.execute(
+                    text("DELETE FROM workers WHERE id = :id AND renewals = :renewals"),
+                    {"id": row.id, "renewals": row.renewals},
+                )
     return fenced
 
 

@@ -23,7 +23,7 @@ from models.database import apply_schema, db
 from settings import Settings, from_environment
 from tests.actors import Actor
 from tests.gunicorn import Gunicorn
-from tools.postgres import EmbeddedPostgres
+from tools.postgres import APP, EmbeddedPostgres
 
 PASSWORD = "correct horse battery"
 TEMPLATE = "lastcall_template"
@@ -42,6 +42,7 @@ FAST_ENVIRONMENT = {
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), fast=True) as server:
         apply_schema(server.create_database(TEMPLATE))
+        server.let_in(APP)
         yield server
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from app import prepare_database
 from settings import from_environment
+from tools.postgres import APP, OWNER
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 30.0
@@ -87,6 +88,9 @@ class Gunicorn:
 
     def __enter__(self) -> Gunicorn:
         self.prepare()
+        # The processes run with as few rights as schema.sql gives them.
+        url = self._environment["DATABASE_URL"].replace(f"//{OWNER}@", f"//{APP}@")
+        self._environment["DATABASE_URL"] = url
         command = [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", *self._options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -125,13 +129,20 @@ class Gunicorn:
     def lines(self) -> list[Line]:
         """One connection to each ready worker, as many as there are; closed when gunicorn is stopped."""
         found: dict[int, Line] = {}
-        for _ in range(40 * self.workers):
-            line = Line(self.port)
-            if line.ask("GET", "/readyz").status == 200 and (pid := line.worker_pid()) not in found:
-                found[pid] = line
-                self._lines.append(line)
-            else:
-                line.close()
+        for _ in range(40):
+            # A handful at once: one by one, an idle worker may take them all.
+            batch = [Line(self.port) for _ in range(2 * self.workers)]
+            try:
+                for line in batch:
+                    line.connect()
+                for line in batch:
+                    if line.ask("GET", "/readyz").status == 200 and (pid := line.worker_pid()) not in found:
+                        found[pid] = line
+                        self._lines.append(line)
+            finally:
+                for line in batch:
+                    if line not in found.values():
+                        line.close()
             if len(found) == self.workers:
                 break
         return list(found.values())

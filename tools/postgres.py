@@ -6,23 +6,29 @@ new user and without a change of anybody's permissions (unshare(1)); it dies wit
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
 
 DATABASE = "lastcall"
+OWNER = "lastcall"
+APP = "lastcall_app"
+"""The role of the web processes: schema.sql says what it may do."""
 START_TIMEOUT_S = 60.0
-_SOCKET = ".s.PGSQL.5432"
+_LOCK = "postgres.lock"
 
 
 class PostgresError(Exception):
@@ -35,9 +41,11 @@ class EmbeddedPostgres:
     `fast` gives up durability, for tests. Data are kept; a server that was killed recovers at the next start.
     """
 
-    def __init__(self, data_dir: Path, *, fast: bool = False) -> None:
+    def __init__(self, data_dir: Path, *, fast: bool = False, connections: int = 300) -> None:
         self.data_dir = data_dir.absolute() / "postgres"
         self._fast = fast
+        self._connections = connections
+        self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
 
@@ -55,19 +63,15 @@ class EmbeddedPostgres:
             raise PostgresError("PostgreSQL does not run")
         return self._process.pid
 
-    def url(self, database: str = DATABASE) -> str:
+    def url(self, database: str = DATABASE, *, user: str = OWNER) -> str:
         """The libpq URL of a database of this server."""
         if self._socket_dir is None:
             raise PostgresError("PostgreSQL does not run")
-        return _url(self._socket_dir, database)
+        return _url(self._socket_dir, database, user)
 
     def start(self) -> str:
         """Start the server, wait until it answers, make the database. Returns its URL. Raises PostgresError."""
-        if running_url(self.data_dir.parent) is not None:
-            raise PostgresError(
-                f"the embedded database in {self.data_dir.parent} is in use by another run: stop that one, or give"
-                " LASTCALL_DATA_DIR another folder"
-            )
+        self._lock = _take_lock(self.data_dir.parent)
         if not (self.data_dir / "PG_VERSION").exists():
             self._init()
         # A short folder of its own: the path of a socket may have 107 bytes at most (unix(7)).
@@ -77,7 +81,7 @@ class EmbeddedPostgres:
             "listen_addresses": "",
             "unix_socket_directories": str(self._socket_dir),
             "unix_socket_permissions": "0700",
-            "max_connections": "300",
+            "max_connections": str(self._connections),
             "shared_buffers": "64MB",
             "log_min_messages": "warning",
             **({"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB"} if self._fast else {}),
@@ -87,11 +91,12 @@ class EmbeddedPostgres:
             command += ["-c", f"{name}={value}"]
         with (self.data_dir.parent / "postgres.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*_dies_with_us(), *_as_ordinary_user(), *command],
+                [*dies_with_us("INT"), *_as_ordinary_user(), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=[self._lock.fileno()],  # held until the last process of the server is gone
             )
         try:
             self._wait_until_it_answers()
@@ -114,6 +119,9 @@ class EmbeddedPostgres:
                     break
                 except subprocess.TimeoutExpired:
                     continue
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         if self._socket_dir is not None:
             (self.data_dir.parent / "postgres.socket").unlink(missing_ok=True)
             shutil.rmtree(self._socket_dir, ignore_errors=True)
@@ -130,6 +138,10 @@ class EmbeddedPostgres:
     def drop_database(self, name: str) -> None:
         self._administer(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
+    def let_in(self, role: str) -> None:
+        """Let a role sign in (schema.sql makes its roles without that right)."""
+        self._administer(sql.SQL("ALTER ROLE {} LOGIN").format(sql.Identifier(role)))
+
     def _administer(self, query: sql.Composed) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(query)
@@ -138,11 +150,10 @@ class EmbeddedPostgres:
         """initdb into a draft beside it, so that a half-made cluster is never taken for a whole one."""
         parent = self.data_dir.parent
         try:
-            parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             draft = Path(tempfile.mkdtemp(prefix="postgres-draft-", dir=parent))
         except OSError as error:
             raise PostgresError(f"LASTCALL_DATA_DIR: {parent} cannot be used ({error.strerror})") from None
-        command = [str(_binary("initdb")), "-D", str(draft), "-U", "lastcall", "-A", "trust", "-E", "UTF8"]
+        command = [str(_binary("initdb")), "-D", str(draft), "-U", OWNER, "-A", "trust", "-E", "UTF8"]
         command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-sync"]
         command += ["--no-instructions"]
         done = subprocess.run([*_as_ordinary_user(), *command], capture_output=True, text=True)
@@ -165,7 +176,7 @@ class EmbeddedPostgres:
                 psycopg.connect(self.url("postgres"), connect_timeout=5).close()
                 return
             except psycopg.OperationalError:
-                with _suppress_timeout():
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(0.02)
         raise PostgresError(
             f"the embedded PostgreSQL does not start: {self.data_dir.parent / 'postgres.log'} tells why; or set"
@@ -182,12 +193,45 @@ class EmbeddedPostgres:
 def running_url(data_dir: Path) -> str | None:
     """The URL of the server that runs on `data_dir`, whoever started it; None when none does."""
     try:
-        socket_dir = Path((data_dir / "postgres.socket").read_text(encoding="utf-8"))
-        url = _url(socket_dir, DATABASE)
-        psycopg.connect(url, connect_timeout=2).close()
-    except (OSError, psycopg.OperationalError):
-        return None
-    return url
+        with (data_dir / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(OSError):
+            return _url(Path((data_dir / "postgres.socket").read_text(encoding="utf-8")), DATABASE)
+    except OSError:
+        pass
+    return None
+
+
+def _take_lock(data_dir: Path) -> IO[str]:
+    """The lock that says that a server runs here, whatever it answers at the moment. One that is being stopped is
+    waited for. Raises PostgresError."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (data_dir / _LOCK).open("a")
+    except OSError as error:
+        raise PostgresError(f"LASTCALL_DATA_DIR: {data_dir} cannot be used ({error.strerror})") from None
+    for _ in range(100):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if running_url(data_dir) is not None and _answers(data_dir):
+                break
+            time.sleep(0.1)
+    lock.close()
+    raise PostgresError(
+        f"the embedded database in {data_dir} is in use by another run: stop that one, or give LASTCALL_DATA_DIR"
+        " another folder"
+    )
+
+
+def _answers(data_dir: Path) -> bool:
+    try:
+        psycopg.connect(running_url(data_dir) or "", connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 @contextmanager
@@ -201,16 +245,8 @@ def database(data_dir: Path) -> Iterator[str]:
             yield server.url()
 
 
-@contextmanager
-def _suppress_timeout() -> Iterator[None]:
-    try:
-        yield
-    except subprocess.TimeoutExpired:
-        pass
-
-
-def _url(socket_dir: Path, name: str) -> str:
-    return f"postgresql://lastcall@/{quote(name)}?host={quote(str(socket_dir))}"
+def _url(socket_dir: Path, name: str, user: str = OWNER) -> str:
+    return f"postgresql://{user}@/{quote(name)}?host={quote(str(socket_dir))}"
 
 
 def _binary(name: str) -> Path:
@@ -239,7 +275,8 @@ def _as_ordinary_user() -> list[str]:
     return probe
 
 
-def _dies_with_us() -> list[str]:
-    """On Linux the server gets a fast shutdown when its starter dies, however he dies (setpriv(1))."""
+def dies_with_us(signal_name: str) -> list[str]:
+    """On Linux a process gets a signal when its starter dies, however he dies (setpriv(1)). PostgreSQL shuts down fast
+    on INT."""
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "INT", "--"] if setpriv else []
+    return [setpriv, "--pdeathsig", signal_name, "--"] if setpriv else []

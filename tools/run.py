@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from rich.panel import Panel
 from app import create_app, prepare_database
 from lastcall.errors import LastcallError
 from settings import Settings, SettingsError, from_environment
-from tools.postgres import EmbeddedPostgres, PostgresError
+from tools.postgres import APP, EmbeddedPostgres, PostgresError, dies_with_us
 
 READY_TIMEOUT_S = 60.0
 console = Console(stderr=True, highlight=False)
@@ -35,8 +37,8 @@ def main() -> int:
     try:
         settings = from_environment()
         _check_port(settings)
-        with _database(settings) as url:
-            return _serve(from_environment(embedded_url=url))
+        with _database(settings) as server:
+            return _serve(from_environment(embedded_url=server.url() if server else None), server)
     except (SettingsError, StartError, PostgresError) as error:
         print(f"lastcall: {error}", file=sys.stderr)
         return 1
@@ -45,31 +47,42 @@ def main() -> int:
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[str | None]:
+def _database(settings: Settings) -> Iterator[EmbeddedPostgres | None]:
     if not settings.embedded:
         yield None
         return
     with console.status("Starting PostgreSQL …"):
-        server = EmbeddedPostgres(settings.data_dir)
+        # A process has a pool of 12, up to 4 connections to ask, and the listener's.
+        server = EmbeddedPostgres(settings.data_dir, connections=max(300, 18 * settings.workers + 50))
         server.start()
     try:
-        yield server.url()
+        yield server
     finally:
         server.stop()
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, server: EmbeddedPostgres | None) -> int:
     with console.status("Preparing the database …"):
         invented = _prepare(settings)
     sessions = int(os.environ.get("LASTCALL_DEMO_SESSIONS") or 0)
     if sessions:
         _invent_sessions(settings, sessions)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if settings.embedded:
-        environment["LASTCALL_EMBEDDED_URL"] = settings.database_url
+    if server is not None:
+        server.let_in(APP)
+        environment["LASTCALL_EMBEDDED_URL"] = server.url(user=APP)
     # A session of its own: Ctrl-C reaches us alone, and we stop gunicorn first and PostgreSQL after it.
     gunicorn = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "--log-level", "warning"],
+        [
+            *dies_with_us("TERM"),
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--config",
+            "gunicorn.conf.py",
+            "--log-level",
+            "warning",
+        ],
         env=environment,
         start_new_session=True,
     )
@@ -124,13 +137,19 @@ def _invent_sessions(settings: Settings, sessions: int) -> None:
 
 def _check_port(settings: Settings) -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            where = f"HOST, PORT: {settings.host}:{settings.port} cannot be used ({error.strerror})"
-            raise StartError(f"{where}; stop what runs there, or choose another: make run PORT=8001") from None
+    for _ in range(20):  # a run that was just killed may still be letting go of it
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, settings.port))
+                return
+            except OSError as error:
+                reason, taken = error.strerror, error.errno == errno.EADDRINUSE
+        if not taken:
+            break
+        time.sleep(0.1)
+    where = f"HOST, PORT: {settings.host}:{settings.port} cannot be used ({reason})"
+    raise StartError(f"{where}; stop what runs there, or choose another: make run PORT=8001")
 
 
 def _address(settings: Settings) -> str:

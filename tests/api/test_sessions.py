@@ -134,6 +134,7 @@ def test_everyone_is_logged_out_the_caller_too(root: Actor, alice: Actor) -> Non
     for actor in (root, alice):
         assert problem(actor.get("/auth/me"), 401, "token_revoked")["reason"] == "incident"
         assert actor.again().is_in()
+    assert len(listed(root.again())) == 3, "who signed in afterwards"
 
 
 def test_whoever_keeps_himself_gets_new_tokens_in_the_receipt(root: Actor, alice: Actor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import uuid
@@ -140,3 +141,29 @@ def add_session(psql: psycopg.Connection, user_id: str, **columns: Any) -> str:
     }
     names, places = ", ".join(values), ", ".join(["%s"] * len(values))
     return str(one(psql, f"INSERT INTO login_sessions ({names}) VALUES ({places}) RETURNING id", list(values.values())))
+
+
+InThread = Callable[..., Callable[[], Any]]
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads take turns more often, so that the races differ."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def in_thread(app: Flask) -> InThread:
+    """A call as a task for a thread, with an application context of its own."""
+
+    def prepare(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        def task() -> Any:
+            with app.app_context():
+                return function(*args, **kwargs)
+
+        return task
+
+    return prepare

@@ -230,14 +230,20 @@ def test_a_worker_that_renews_its_lease_is_never_fenced(psql: psycopg.Connection
     for _ in range(4):
         psql.execute("UPDATE workers SET renewals = renewals + 1 WHERE id = %s", (busy,))
         assert confirm(position, watch, patience_s=0.1).unconfirmed == (busy,)
-    psql.execute("UPDATE workers SET snapshot = pg_current_snapshot() WHERE id = %s", (busy,))
+    psql.execute(
+        "UPDATE workers SET snapshot = pg_current_snapshot(), incarnation = (SELECT id FROM incarnation) WHERE id = %s",
+        (busy,),
+    )
     workers = confirm(position, watch)
     assert workers.in_force and workers.confirmed == 2
 
 
 def test_an_earlier_position_confirms_nothing_later(psql: psycopg.Connection, server: Server, ann: Tokens) -> None:
     deaf = add_worker(psql, None)
-    psql.execute("UPDATE workers SET snapshot = pg_current_snapshot() WHERE id = %s", (deaf,))
+    psql.execute(
+        "UPDATE workers SET snapshot = pg_current_snapshot(), incarnation = (SELECT id FROM incarnation) WHERE id = %s",
+        (deaf,),
+    )
     position = force_logout.revoke_user(UUID(ann.user_id), ROOT).position
     assert confirm(position, server.watch, patience_s=0.1).unconfirmed == (deaf,)
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -73,7 +74,7 @@ def raise_user(psql: psycopg.Connection, subject: str, generation: int) -> None:
 
 def refuses(cutoffs: Cutoffs, subject: str, generation: int) -> bool:
     """Whether a token of this user, of this generation, is refused."""
-    return cutoffs.refuses(Claims(subject, "sid", generation, 0, 1, 2)) == "user"
+    return cutoffs.refuses(Claims(subject, "sid", generation, cutoffs.everyone_gen, 1, 2)) == "user"
 
 
 @pytest.mark.usefixtures("listener")
@@ -95,6 +96,26 @@ def test_all_cutoffs_from_before_the_start_are_known_before_the_lease_begins(
     assert listener.wait_until_live()
     assert all(refuses(cutoffs, f"user {number}", 0) or cutoffs.everyone_gen for number in range(20))
     assert (len(cutoffs), cutoffs.everyone_gen) == (21, 4)
+    listener.stop()
+
+
+def test_a_cutoff_that_is_made_right_after_the_first_read_is_heard_at_once(
+    psql: psycopg.Connection, database_url: str, cutoffs: Cutoffs, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(CutoffListener):
+        def _round(self, *args: Any, **kwargs: Any) -> None:
+            super()._round(*args, **kwargs)
+            if self.reads_done == 1:
+                raise_user(psql, "ann", 1)
+
+    # The periodic read comes after the deadline: only a LISTEN before the first read can help.
+    monkeypatch.setattr("lastcall.listener.ROUND_S", 2 * DEADLINE_S)
+    listener = Interrupted(database_url, cutoffs, lease_s=8 * DEADLINE_S, on_change=heard)
+    listener.ensure_running()
+    heard.wait()
+    assert refuses(cutoffs, "ann", 0)
+    listener._stopping.set()
+    psql.execute("NOTIFY lastcall_cutoffs")
     listener.stop()
 
 
@@ -184,29 +205,41 @@ def test_a_worker_whose_row_was_deleted_registers_again(
     assert one(psql, "SELECT id::text FROM workers") == listener.worker_id and cutoffs.lease_is_valid()
 
 
+@pytest.mark.parametrize("how", ["its own row is older than it was", "its own row is lost"])
 def test_a_position_that_goes_backwards_fences_reads_all_anew_and_lowers_nothing(
-    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Fenceable, caplog: pytest.LogCaptureFixture
+    psql: psycopg.Connection,
+    listener: CutoffListener,
+    cutoffs: Fenceable,
+    caplog: pytest.LogCaptureFixture,
+    catch_up: CatchUp,
+    how: str,
 ) -> None:
     # What the backup does not know of: it was read from the database that was lost.
     cutoffs.advance(Cutoff("user", "lost", 9, 1, 2**51))
     # What the next read would skip, if it read only what is new.
     raise_user(psql, "ann", 1)
-    wait_until(lambda: refuses(cutoffs, "ann", 0), "the cutoff was read")
+    catch_up()
+    assert refuses(cutoffs, "ann", 0)
     cutoffs._users.pop("ann")
+    everyone_gen = cutoffs.everyone_gen
     with caplog.at_level(logging.CRITICAL, "lastcall"):
-        while not cutoffs.was_fenced.is_set():
-            listener._position = AHEAD  # again, as a round under way overwrites it
+        while not cutoffs.was_fenced.is_set():  # again and again: a round under way overwrites it
+            if how == "its own row is lost":
+                listener._position = AHEAD
+                psql.execute("DELETE FROM workers")
+            else:
+                listener._renewals = 2**53
             psql.execute("NOTIFY lastcall_cutoffs")
             cutoffs.was_fenced.wait(0.2)
         assert listener.wait_until_live()
     assert refuses(cutoffs, "ann", 0) and refuses(cutoffs, "lost", 8)
     assert "BACK in time" in caplog.text
+    catch_up()
+    assert cutoffs.everyone_gen > everyone_gen, "every token of the time in doubt is refused"
 
 
 def test_the_canary_is_refused_and_noted(psql: psycopg.Connection, listener: CutoffListener, heard: Heard) -> None:
     assert one(psql, "SELECT canary FROM workers") == 0
-    raise_user(psql, CANARY, 6)
-    heard.wait()  # the first one makes the memory larger
     raise_user(psql, CANARY, 7)
     wait_until(lambda: one(psql, "SELECT canary FROM workers") == 7, "the canary is refused")
     assert heard.nothing(), "it is nobody's revocation"

@@ -1,6 +1,6 @@
 """Old out, new in: sign-in, refresh, password change and deletion against a revocation, started at the same moment.
 
-`LASTCALL_RACES` says how many of each (300; `make faults` runs 2,000). Two measures, none of them a clock:
+Two measures, none of them a clock:
 
 - With the old password, on a deleted user, or from a session that was there before, no token may survive at all.
 - A sign-in whose session row the revoking transaction saw just before its commit must be refused.
@@ -8,96 +8,25 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import uuid
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
-from flask import Flask
 from sqlalchemy import text
 
 from blueprints.server import Server
-from lastcall.errors import LastcallError, Revoked
+from lastcall.claims import Claims
+from lastcall.errors import Revoked
 from models import force_logout, sign_in
-from models import user as users
-from models.audit import Actor as Who
 from models.database import db
-from models.errors import RefreshRejected, WrongCredentials
-from models.sign_in import ClientInfo, Tokens
+from models.errors import RefreshRejected
+from models.sign_in import Tokens
 from settings import Settings
 from tests.conftest import PASSWORD
-from tests.database.conftest import accepts, all_at_once, one
+from tests.database.conftest import InThread, accepts, all_at_once, one
+from tests.database.racing import HERE, MARKS, ROUNDS, SOMEBODY, name_of, new_user, revoke, survivors
 
-ROUNDS = int(os.environ.get("LASTCALL_RACES") or 300)
-SOMEBODY = Who("the race", reason="a race")
-HERE = ClientInfo("race", "192.0.2.1", "")
-
-pytestmark = [pytest.mark.timeout(60 + ROUNDS), pytest.mark.usefixtures("context", "quick_switches")]
-
-InThread = Callable[..., Callable[[], Any]]
-
-
-@pytest.fixture
-def quick_switches() -> Iterator[None]:
-    """Threads take turns more often, so that the races differ."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(0.0001)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.fixture
-def in_thread(app: Flask) -> InThread:
-    """A call as a task for a thread, with an application context of its own."""
-
-    def prepare(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
-        def task() -> Any:
-            with app.app_context():
-                return function(*args, **kwargs)
-
-        return task
-
-    return prepare
-
-
-def new_user(password: str = PASSWORD) -> UUID:
-    return UUID(users.create_user(f"user {uuid.uuid4()}", password, ["viewer"]).user_id)
-
-
-def name_of(psql: psycopg.Connection, user_id: UUID) -> str:
-    return str(one(psql, "SELECT username FROM users WHERE id = %s", (user_id,)))
-
-
-def revoke(server: Server, scope: str, user_id: UUID, session_id: str) -> None:
-    """A revocation that has returned: in force on every worker."""
-    if scope == "user":
-        position: str | None = force_logout.revoke_user(user_id, SOMEBODY).position
-    elif scope == "session":
-        position = force_logout.revoke_session(UUID(session_id), SOMEBODY).position
-    elif scope == "everyone":
-        position = force_logout.revoke_everyone(SOMEBODY).position
-    elif scope == "deletion":
-        position = users.delete_user(user_id, SOMEBODY).position
-    else:
-        password = scope.partition(" ")[2]
-        position = users.change_user(user_id, disabled=None, password=password, actor=SOMEBODY).position
-    assert position is not None and force_logout.confirm(position, server.watch).in_force
-
-
-def survivors(server: Server, results: list[Any]) -> int:
-    """How many of the tokens that the race gave are accepted. Whoever was refused must have been told in due form."""
-    strange = [
-        result
-        for result in results
-        if result is not None and not isinstance(result, Tokens | WrongCredentials | RefreshRejected | Revoked)
-    ]
-    assert strange == []
-    return sum(accepts(server, result.access_token) for result in results if isinstance(result, Tokens))
+pytestmark = MARKS
 
 
 def test_no_sign_in_that_committed_before_a_force_logout_survives_it(
@@ -233,6 +162,49 @@ def test_no_refresh_survives_a_revocation(
     assert survived == 0
 
 
+@pytest.mark.parametrize("scope", ["user", "session", "everyone"])
+def test_no_change_of_the_own_password_rescues_a_session_that_is_revoked(
+    server: Server, settings: Settings, psql: psycopg.Connection, in_thread: InThread, scope: str
+) -> None:
+    user_id = new_user("password number 0")
+    name = name_of(psql, user_id)
+    survived = 0
+    for number in range(ROUNDS):
+        old, new = f"password number {number}", f"password number {number + 1}"
+        mine = sign_in.sign_in(name, old, HERE, settings)
+        claims = server.lastcall.guard.check(mine.access_token)
+
+        def change(claims: Claims = claims, old: str = old, new: str = new) -> Tokens:
+            return sign_in.change_password(claims, old, new, HERE, settings)[0]
+
+        results = all_at_once(in_thread(change), in_thread(revoke, server, scope, user_id, mine.session_id))
+        survived += survivors(server, [*results, mine])
+    assert survived == 0
+
+
+def test_nobody_who_is_kept_in_a_log_out_of_everyone_is_rescued_from_his_own(
+    server: Server, settings: Settings, psql: psycopg.Connection, in_thread: InThread
+) -> None:
+    user_id = new_user()
+    name = name_of(psql, user_id)
+
+    def keep(session_id: str) -> Tokens:
+        position = force_logout.revoke_everyone(SOMEBODY, keep_session=session_id).position
+        tokens = sign_in.renew(session_id, HERE, settings)
+        assert force_logout.confirm(position, server.watch).in_force
+        return tokens
+
+    survived = 0
+    for number in range(ROUNDS):
+        mine = sign_in.sign_in(name, PASSWORD, HERE, settings)
+        scope = ("session", "user")[number % 2]
+        results = all_at_once(
+            in_thread(keep, mine.session_id), in_thread(revoke, server, scope, user_id, mine.session_id)
+        )
+        survived += survivors(server, [*results, mine])
+    assert survived == 0
+
+
 def test_racing_refreshes_of_one_token_all_get_the_same_successor(
     server: Server, settings: Settings, psql: psycopg.Connection, in_thread: InThread
 ) -> None:
@@ -243,40 +215,3 @@ def test_racing_refreshes_of_one_token_all_get_the_same_successor(
         assert len({result.refresh_token for result in results}) == 1
         assert all(accepts(server, result.access_token) for result in results)
         assert sign_in.refresh(results[0].refresh_token, HERE, settings).session_id == old.session_id
-
-
-def test_two_revocations_and_ten_sign_ins_at_once_end_without_a_deadlock(
-    server: Server, settings: Settings, psql: psycopg.Connection, in_thread: InThread
-) -> None:
-    user_id = new_user()
-    name = name_of(psql, user_id)
-    for _ in range(max(10, ROUNDS // 15)):
-        before = sign_in.sign_in(name, PASSWORD, HERE, settings)
-        results = all_at_once(
-            *[in_thread(revoke, server, "user", user_id, "")] * 2,
-            *[in_thread(sign_in.sign_in, name, PASSWORD, HERE, settings)] * 10,
-        )
-        assert [result for result in results if isinstance(result, LastcallError | Exception)] == []
-        assert not accepts(server, before.access_token)
-        assert accepts(server, sign_in.sign_in(name, PASSWORD, HERE, settings).access_token)
-
-
-@pytest.mark.parametrize("scope", ["user", "session", "everyone", "filter", "users"])
-def test_overlapping_revocations_of_many_end_without_a_deadlock(
-    server: Server, settings: Settings, psql: psycopg.Connection, in_thread: InThread, scope: str
-) -> None:
-    names = [name_of(psql, new_user()) for _ in range(4)]
-    wanted = force_logout.SessionFilter(client="race")
-    for _ in range(max(10, ROUNDS // 15)):
-        tokens = [sign_in.sign_in(name, PASSWORD, HERE, settings) for name in names * 3]
-        if scope == "filter":
-            others = [in_thread(force_logout.revoke_matching, wanted, SOMEBODY)] * 2
-        elif scope == "users":
-            others = [in_thread(force_logout.revoke_users_matching, wanted, SOMEBODY)] * 2
-        else:
-            others = [in_thread(revoke, server, scope, UUID(token.user_id), token.session_id) for token in tokens[:3]]
-        results = all_at_once(in_thread(force_logout.revoke_matching, wanted, SOMEBODY), *others)
-        assert [result for result in results if isinstance(result, Exception)] == []
-        position = force_logout.revoke_everyone(SOMEBODY).position
-        assert force_logout.confirm(position, server.watch).in_force
-        assert not any(accepts(server, token.access_token) for token in tokens)

@@ -80,7 +80,6 @@ def test_the_schema_stands_in_the_promised_order() -> None:
         "INSERT INTO cutoffs (scope, subject, expires_at) VALUES ('nobody', '', now())",
         "INSERT INTO cutoffs (scope, subject, min_gen, expires_at) VALUES ('user', '1', -1, now())",
         "INSERT INTO cutoffs (scope, subject, min_gen, expires_at) VALUES ('user', '1', 9007199254740992, now())",
-        "INSERT INTO cutoffs (scope, subject, min_gen) VALUES ('user', '1', 1)",
         "INSERT INTO revocations (scope, actor_name, cause, cutoff_at, sessions_ended, expires_at, reason)"
         " VALUES ('user', 'x', 'x', now(), 0, now(), repeat('x', 501))",
         "INSERT INTO revocations (scope, actor_name, cause, cutoff_at, sessions_ended, expires_at)"

@@ -116,7 +116,7 @@ class Bench:
 
     def revoke(self, username: str | None, host: Host | None = None, reason: str = "") -> Answer | None:
         """Force a user's logout (None: everyone's), and write it down. None when no answer came."""
-        path = f"/admin/sessions/{self.user_ids[username]}" if username is not None else "/admin/sessions"
+        path = self.path_of(username) if username is not None else "/admin/sessions"
         body = {"reason": reason} if reason else None
         started_ns = time.monotonic_ns()
         try:
@@ -139,6 +139,23 @@ class Bench:
             self._admin = self.sign_in("admin", host)
             self.bystander = self.sign_in("bystander", host)
         return answer
+
+    def ask(self, method: str, path: str, **kwargs: object) -> Answer:
+        """The admin's request, on the first host."""
+        return ask(self.host, method, path, token=self.admin_token, **kwargs)
+
+    def path_of(self, username: str) -> str:
+        return f"/admin/sessions/{self.user_ids[username]}"
+
+    def note_revocation(self, username: str, started_ns: int, answer: Answer) -> None:
+        """Write down a revocation that was made in another way than by `revoke`, and has just returned."""
+        returned_ns = time.monotonic_ns() if answer.status == 200 else None
+        revocation_id = answer.json.get("revocation_id", "")
+        self.history.revocations.append(Revocation(username, started_ns, returned_ns, revocation_id))
+
+    def expect_gone(self, username: str) -> None:
+        """From now on this user's tokens may be refused: something has happened to him that was no force logout."""
+        self.history.revocations.append(Revocation(username, 0, None))
 
     def revoke_at_last(self, username: str, host: Host | None = None) -> Answer:
         """Force a user's logout; where a worker answers that is just starting, ask again."""
@@ -258,7 +275,9 @@ class Bench:
         figures.lost = len(history.not_durable(found))
         figures.stale_s, figures.longest_s = history.staleness_s(), history.longest_request_s()
         assert figures.requests, "nothing was asked"
-        assert list(history.breaches(found, allowed)) == []
+        breaches = list(history.breaches(found, allowed))
+        if breaches:
+            raise AssertionError("\n".join(breaches))
         figures.outcome = "held"
         REPORT.tell(figures)
 

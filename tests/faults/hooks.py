@@ -73,27 +73,28 @@ def _slow_down_the_listener(folder: Path) -> None:
     from lastcall.listener import CutoffListener
 
     path = folder / f"slow-{os.getpid()}"
-    read, apply = CutoffListener._read, CutoffListener._apply
+    listener: Any = CutoffListener
+    read, apply = listener._read, listener._apply
     due = [0.0]
 
-    def slow_read(self: CutoffListener, *args: Any, **kwargs: Any) -> Any:
+    def slow_read(*args: Any, **kwargs: Any) -> Any:
         due[0] = _number(path) / 2
         time.sleep(due[0])
-        return read(self, *args, **kwargs)
+        return read(*args, **kwargs)
 
-    def slow_apply(self: CutoffListener, row: tuple[Any, ...]) -> bool:
+    def slow_apply(*args: Any, **kwargs: Any) -> Any:
         pause_s, due[0] = due[0], 0.0
         time.sleep(pause_s)
-        return apply(self, row)
+        return apply(*args, **kwargs)
 
-    CutoffListener._read = slow_read  # type: ignore[method-assign]
-    CutoffListener._apply = slow_apply  # type: ignore[method-assign]
+    listener._read, listener._apply = slow_read, slow_apply
 
 
 def _die_before_the_receipt(folder: Path) -> None:
     from blueprints import receipts
 
-    confirm = receipts.confirm  # type: ignore[attr-defined]
+    patched: Any = receipts
+    confirm = patched.confirm
 
     def confirm_or_die(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -102,7 +103,7 @@ def _die_before_the_receipt(folder: Path) -> None:
             return confirm(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    receipts.confirm = confirm_or_die  # type: ignore[attr-defined]
+    patched.confirm = confirm_or_die
 
 
 def _shift_the_clock(folder: Path) -> None:

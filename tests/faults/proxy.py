@@ -90,6 +90,10 @@ class Proxy:
         self._thread.join()
         self.cut()
 
+    def lead_to(self, server_url: Callable[[], str]) -> None:
+        """New connections go to another server."""
+        self._server_url = server_url
+
     def url(self, database: str) -> str:
         return f"postgresql://lastcall@127.0.0.1:{self.port}/{database}?sslmode=disable&gssencmode=disable"
 

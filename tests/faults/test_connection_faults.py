@@ -50,7 +50,7 @@ def test_connections_are_cut(start_bench: StartBench, cut: Callable[[Bench], Non
     how = {"terminate": "pg_terminate_backend", "reset": "the proxy resets"}[cut.__name__]
     bench = start_bench(f"connections are cut ({how})", "back within 1 s; nothing is missed")
     cycle = 0
-    while bench.history.returned < ROUNDS and cycle < max(5, ROUNDS // 5):
+    while cycle < max(3, ROUNDS // 3):
         cycle += 1
         token = bench.new_victim()
         cut(bench)
@@ -116,7 +116,7 @@ def test_one_host_is_cut_off_by_a_silent_network(start_bench: StartBench) -> Non
         bench.rounds(3, healthy)
     bench.check()
     longest_s = bench.history.longest_request_s()
-    assert longest_s < LONGEST_S + SLACK_S, f"a request hung for {longest_s:.1f} s"
+    assert longest_s < LONGEST_S + 0.5, f"a request hung for {longest_s:.1f} s"
 
 
 def test_only_the_listeners_connection_hangs(start_bench: StartBench) -> None:
@@ -141,13 +141,13 @@ def test_only_the_listeners_connection_hangs(start_bench: StartBench) -> None:
         assert took_s < 2.0 + SLACK_S, f"it took {took_s:.1f} s to recover"
     bench.check()
     longest_s = bench.history.longest_request_s()
-    assert longest_s < LONGEST_S + SLACK_S, f"a request hung for {longest_s:.1f} s"
+    assert longest_s < LONGEST_S + 0.5, f"a request hung for {longest_s:.1f} s"
 
 
 def test_the_network_is_slow(start_bench: StartBench) -> None:
-    bench = start_bench("every packet is held up for 40 ms", "0 accepted; the receipt takes as long as it takes")
-    bench.host.proxy.delay_s = 0.04
-    for answer in bench.rounds(ROUNDS if IN_FULL else 4):
+    bench = start_bench("every packet is held up for 20 ms", "0 accepted; the receipt takes as long as it takes")
+    bench.host.proxy.delay_s = 0.02
+    for answer in bench.rounds(ROUNDS if IN_FULL else 3):
         assert answer.json["workers"]["confirmed"] == 4
     bench.host.proxy.delay_s = 0.0
     bench.check()
@@ -172,7 +172,7 @@ def silent(bench: Bench) -> Iterator[None]:
         bench.host.proxy.heal()
 
 
-def requests_of_every_kind(bench: Bench, live: Token, dead: Token) -> dict[str, Callable[[], int]]:
+def requests_of_every_kind(bench: Bench, live: Token, dead: Token, leaving: Token) -> dict[str, Callable[[], int]]:
     """What people may ask for while the database is away, by name; each gives the status, 0 for no answer."""
     host, admin = bench.host, bench.admin_token
 
@@ -190,7 +190,7 @@ def requests_of_every_kind(bench: Bench, live: Token, dead: Token) -> dict[str, 
         "a dead token": send("GET", "/auth/me", token=dead.raw),
         "sign in": send("POST", "/auth/login", body={"username": "user-1", "password": PASSWORD}),
         "refresh": send("POST", "/auth/refresh", body={"refresh_token": "A" * 64}),
-        "sign out": send("POST", "/auth/logout", token=live.raw),
+        "sign out": send("POST", "/auth/logout", token=leaving.raw),
         "own sessions": send("GET", "/me/sessions", token=live.raw),
         "list": send("GET", "/admin/sessions", token=admin),
         "history": send("GET", "/admin/revocations", token=admin),
@@ -211,7 +211,10 @@ def test_no_request_of_any_kind_hangs_while_the_database_is_silent(
     )
     dead = bench.new_victim()
     bench.revoke_at_last(dead.subject)
-    live = bench.bystander
+    live, leaving = bench.bystander, bench.new_victim()
+    # What was asked for while nothing answered, may be done later.
+    bench.expect_gone(leaving.subject)
+    bench.expect_gone("user-2")
     hung: list[str] = []
     odd: list[str] = []
     with ThreadPoolExecutor(16) as threads, frozen(cluster) if how == "frozen" else silent(bench):
@@ -222,7 +225,7 @@ def test_no_request_of_any_kind_hangs_while_the_database_is_silent(
                     bench.load.ask_each(live)
             asked: dict[str, Future[tuple[int, float]]] = {
                 name: threads.submit(timed_status, act)
-                for name, act in requests_of_every_kind(bench, live, dead).items()
+                for name, act in requests_of_every_kind(bench, live, dead, leaving).items()
             }
             waited_until_s = time.monotonic() + 5
             for name, future in asked.items():
@@ -242,8 +245,8 @@ def test_no_request_of_any_kind_hangs_while_the_database_is_silent(
         else:
             bench.host.proxy.cut()
     took_s = bench.wait_until_usual()
-    assert hung == []
-    assert odd == []
+    assert not hung, "hung: " + "; ".join(hung)
+    assert not odd, "odd answers: " + "; ".join(odd)
     assert took_s < 2.0 + SLACK_S, f"it took {took_s:.1f} s to recover"
     bench.check()
 

@@ -83,7 +83,7 @@ def test_a_worker_is_paused_for_less_than_a_lease(start_bench: StartBench) -> No
 def test_a_listener_is_slow(start_bench: StartBench) -> None:
     bench = start_bench("a listener is slow by 1 s", "0 accepted; the receipt waits for it")
     bench.host.hooks.slow_listener(bench.pids[0], 1.0)
-    answers = bench.rounds(ROUNDS if IN_FULL else 5)
+    answers = bench.rounds(ROUNDS if IN_FULL else 4)
     for answer in answers:
         workers = answer.json["workers"]
         assert (workers["live"], workers["confirmed"], workers["fenced"]) == (4, 4, 0)

@@ -1,0 +1,403 @@
+"""What can happen to PostgreSQL: it is killed, frozen, full, wrong about the time, or a server of yesterday."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.faults.bench import (
+    DEADLINE_S,
+    LEASE_S,
+    MARGIN_S,
+    ROUNDS,
+    SLACK_S,
+    Bench,
+    Host,
+    children,
+    kill_database,
+    paused,
+)
+from tests.faults.conftest import StartBench, StartHost
+from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED, Token
+from tests.faults.wrong_clock import WrongClock
+from tools.postgres import EmbeddedPostgres
+
+IN_FULL = ROUNDS >= 100
+
+
+def test_the_database_is_killed_and_started_again(start_bench: StartBench, cluster: EmbeddedPostgres) -> None:
+    bench = start_bench(
+        "the database is killed (-9) and started again",
+        "503 meanwhile; nothing that returned is lost; recovery by itself",
+        database=cluster,
+    )
+    with bench.psql() as psql:
+        # Whatever is not asked for expressly shall be lost.
+        psql.execute(f"ALTER DATABASE {bench.name} SET synchronous_commit = off")
+    bench.host.proxy.cut()
+    bench.wait_until_usual()
+    bench.figures.recovery_s = None
+    cycle = 0
+    while cycle < max(1, ROUNDS // 7):
+        cycle += 1
+        bench.rounds(3)
+        tokens = [bench.new_victim() for _ in range(2)]
+        # The last thing that happens: nothing may be left to be written when it returns.
+        for token in tokens:
+            bench.revoke_at_last(token.subject)
+        kill_database(cluster)
+        for token in tokens:
+            assert set(bench.load.ask_each(token)) <= {REFUSED, NOT_NOW}
+        assert bench.try_to_sign_in("user-0") is None
+        answer = bench.revoke("user-0")
+        assert answer is not None
+        assert answer.status == NOT_NOW, answer.text
+        cluster.start()
+        took_s = bench.wait_until_usual()
+        assert took_s < 2 * LEASE_S + SLACK_S, f"it took {took_s:.1f} s to recover"
+        for token in tokens:
+            assert set(bench.load.ask_each(token)) == {REFUSED}
+        bench.rounds(2)
+    bench.check()
+
+
+def test_deletions_of_users_that_returned_survive_a_killed_database(
+    start_bench: StartBench, cluster: EmbeddedPostgres
+) -> None:
+    bench = start_bench(
+        "a user is deleted, and the database is killed (-9)", "the deletion that returned stands", database=cluster
+    )
+    with bench.psql() as psql:
+        psql.execute(f"ALTER DATABASE {bench.name} SET synchronous_commit = off")
+    bench.host.proxy.cut()
+    bench.wait_until_usual()
+    for number in range(2):
+        username = f"user-{number}"
+        token = bench.sign_in(username)
+        answer = bench.ask("DELETE", f"/admin/users/{bench.user_ids[username]}")
+        kill_database(cluster)
+        assert answer.status in (200, 204), answer.text
+        bench.expect_gone(username)
+        cluster.start()
+        bench.wait_until_usual()
+        with bench.psql() as psql:
+            found = psql.execute("SELECT FROM users WHERE username = %s", (username,)).fetchone()
+        assert found is None, "the deletion had returned, and the database has lost it"
+        assert set(bench.load.ask_each(token)) == {REFUSED}
+    bench.check()
+
+
+def test_the_database_is_frozen(start_bench: StartBench, cluster: EmbeddedPostgres) -> None:
+    bench = start_bench(
+        "the database is frozen (SIGSTOP of its processes)",
+        "no guarded request over 1 s; 503 once the lease is out; recovery by itself",
+        database=cluster,
+    )
+    for _ in range(max(1, ROUNDS // 20)):
+        bench.rounds(3)
+        token = bench.new_victim()
+        bench.revoke_at_last(token.subject)
+        with paused([cluster.pid]), paused(children(cluster.pid)):
+            since_s = time.monotonic()
+            while time.monotonic() - since_s < LEASE_S + MARGIN_S:
+                assert ACCEPTED not in bench.load.ask_each(token)
+            while time.monotonic() - since_s < 2.5 * LEASE_S:
+                assert set(bench.load.ask_each(bench.bystander)) == {NOT_NOW}
+                assert set(bench.load.ask_each(token)) == {NOT_NOW}
+        took_s = bench.wait_until_usual()
+        assert took_s < LEASE_S + SLACK_S, f"it took {took_s:.1f} s to recover"
+        assert set(bench.load.ask_each(token)) == {REFUSED}
+        bench.rounds(3)
+    bench.check()
+    longest_s = bench.history.longest_request_s()
+    assert longest_s < 1.0 + 0.5, f"a guarded request hung for {longest_s:.1f} s"
+
+
+def test_the_clock_of_the_database_steps(start_bench: StartBench, tmp_path: Path) -> None:
+    clock = WrongClock(tmp_path)
+    with ExitStack() as stack:
+        with clock.in_force():
+            database = stack.enter_context(EmbeddedPostgres(tmp_path / "cluster"))
+        bench = start_bench(
+            "the clock of the database steps by 1 h, back and forth", "old out, new in, as ever", database=database
+        )
+        with bench.psql() as psql:
+            before = psql.execute("SELECT clock_timestamp()").fetchone()
+            clock.set(-3600)
+            after = psql.execute("SELECT clock_timestamp()").fetchone()
+            assert before is not None
+            assert after is not None
+            assert after[0] < before[0], "the clock can't be set"
+        for hours in (-1, 0, 1, 0):
+            clock.set(hours * 3600)
+            bench.rounds(max(2, ROUNDS // 4))
+        bench.check()
+        bench.finish()
+        for host in bench.hosts:
+            host.server.stop()
+
+
+def test_a_token_from_before_the_clock_stepped_back_is_still_good(start_bench: StartBench, tmp_path: Path) -> None:
+    """To a worker that has not seen it before, it comes from the future, by more than it may live."""
+    clock = WrongClock(tmp_path)
+    with clock.in_force():
+        database = EmbeddedPostgres(tmp_path / "cluster")
+        database.start()
+    try:
+        bench = start_bench(
+            "the clock of the database steps back by 1 h; usual lifetimes",
+            "no token is refused that nothing covers",
+            database=database,
+            LASTCALL_ACCESS_TTL="300",
+        )
+        unseen, revoked = bench.sign_in("user-0"), bench.sign_in("user-1")
+        clock.set(-3600)
+        bench.revoke_by_psql(revoked.subject)
+        bench.wait_until_refused(revoked)  # by now every worker has read the new time
+        answers = bench.load.ask_each(unseen)
+        assert set(answers) == {ACCEPTED}, f"a good token gets {answers}"
+        bench.rounds(2)
+        bench.check()
+        bench.host.server.stop()
+    finally:
+        database.stop()
+
+
+# --------------------------------------------------------------------------------------------- a server of yesterday
+
+
+class Yesterday:
+    """A copy of a server as it was at one moment, to take its place later."""
+
+    def __init__(self, server: EmbeddedPostgres, folder: Path) -> None:
+        self._server, self._folder = server, folder
+
+    def take(self) -> None:
+        """Keep what there is now: stop, copy, start."""
+        self._server.stop()
+        shutil.copytree(self._server.data_dir, self._folder / "postgres", symlinks=True)
+        self._server.start()
+
+    def come_back(self) -> None:
+        """The server goes on from the copy."""
+        self._server.stop()
+        shutil.rmtree(self._server.data_dir)
+        shutil.copytree(self._folder / "postgres", self._server.data_dir, symlinks=True)
+        self._server.start()
+
+
+class Standby:
+    """An asynchronous standby of a server that falls behind, and is promoted when the server dies."""
+
+    def __init__(self, server: EmbeddedPostgres, folder: Path, bench: Bench) -> None:
+        self._server, self._folder, self._bench = server, folder, bench
+        self.standby = EmbeddedPostgres(folder)
+
+    def take(self) -> None:
+        self._server.stop()
+        shutil.copytree(self._server.data_dir, self._folder / "postgres", symlinks=True)
+        self._server.start()
+        socket = self._server.url().partition("host=")[2].replace("%2F", "/")
+        data = self._folder / "postgres"
+        (data / "standby.signal").touch()
+        with (data / "postgresql.auto.conf").open("a") as conf:
+            conf.write(f"primary_conninfo = 'host={socket} port=5432 user=lastcall'\n")
+        self.standby.start()
+        with self._bench.psql() as psql:
+            at = psql.execute("SELECT pg_current_wal_lsn()").fetchone()
+        with psycopg.connect(self.standby.url(), autocommit=True) as psql:
+            deadline_s = time.monotonic() + DEADLINE_S
+            query = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
+            while psql.execute(query, at).fetchone() != (True,):
+                assert time.monotonic() < deadline_s, "the standby does not follow"
+            # From now on it hears nothing more.
+            psql.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            psql.execute("SELECT pg_reload_conf()")
+            while psql.execute("SELECT FROM pg_stat_wal_receiver").fetchone() is not None:
+                assert time.monotonic() < deadline_s, "the standby does not stop following"
+
+    def come_back(self) -> None:
+        kill_database(self._server)
+        with psycopg.connect(self.standby.url(), autocommit=True) as psql:
+            psql.execute("SELECT pg_promote()")
+        for host in self._bench.hosts:
+            host.proxy.lead_to(self.standby.url)
+        self._bench.database = self.standby
+
+
+@contextmanager
+def older_server(how: str, bench: Bench, cluster: EmbeddedPostgres, folder: Path) -> Iterator[Yesterday | Standby]:
+    folder.mkdir(mode=0o700)
+    if how == "restored":
+        yield Yesterday(cluster, folder)
+    else:
+        standby = Standby(cluster, folder, bench)
+        try:
+            yield standby
+        finally:
+            standby.standby.stop()
+
+
+def wait_until_reread(bench: Bench) -> None:
+    """Until every worker listens to the database that there is now. (Who is still signed in, is not asked.)"""
+    since_s = time.monotonic()
+    while True:
+        assert time.monotonic() - since_s < DEADLINE_S, "the workers do not come back:\n" + bench.host.log()[-2000:]
+        try:
+            with bench.psql() as psql:
+                row = psql.execute(
+                    "SELECT count(*) FROM workers WHERE snapshot IS NOT NULL AND pid = ANY(%s)"
+                    " AND renewed_at > clock_timestamp() - interval '1 second'",
+                    (bench.pids,),
+                ).fetchone()
+            if row is not None and row[0] >= len(bench.pids) and bench.try_to_sign_in("user-7") is not None:
+                bench.figures.recovered_in(time.monotonic() - since_s)
+                return
+        except psycopg.OperationalError:
+            pass
+        time.sleep(0.02)  # nothing tells from outside
+
+
+def add_a_worker(bench: Bench, workers: int) -> None:
+    bench.host.server.signal(signal.SIGTTIN)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while len(bench.pids) < workers:
+        assert time.monotonic() < deadline_s, "the new worker does not come"
+        bench.follow_the_workers()
+
+
+@pytest.mark.parametrize("how", ["restored", "promoted"])
+def test_the_database_has_gone_back_in_time(
+    start_bench: StartBench, cluster: EmbeddedPostgres, tmp_path: Path, how: str
+) -> None:
+    fault = {"restored": "an older backup is restored", "promoted": "a failover loses the last commits"}[how]
+    must = "fenced, full read; every token of the time in doubt is refused; one loud line"
+    bench = start_bench(fault, must, database=cluster, workers=(2,))
+    with older_server(how, bench, cluster, tmp_path / "older") as older:
+        older.take()
+        bench.wait_until_usual()
+        bench.figures.recovery_s = None
+        revoked = bench.new_victim()
+        for _ in range(5):
+            bench.round()
+        bench.revoke_at_last(revoked.subject)
+        lost_session = bench.new_victim()
+        older.come_back()
+        wait_until_reread(bench)
+        add_a_worker(bench, 3)
+        said = {
+            "a token that was revoked in the lost time": (revoked, {REFUSED}),
+            "a token of a session of the lost time": (lost_session, {REFUSED}),
+        }
+        wrong = [
+            f"{what}: {answers}"
+            for what, (token, right) in said.items()
+            if set(answers := bench.load.ask_each(token)) != right
+        ]
+        again: Token = bench.sign_in(revoked.subject)
+        if set(answers := bench.load.ask_each(again)) != {ACCEPTED}:
+            wrong.append(f"a sign-in of the signed-out user, after it: {answers}")
+        loud = [line for line in bench.host.log().splitlines() if "BACK" in line]
+        if not 1 <= len(loud) <= 2:
+            wrong.append(f"{len(loud)} loud lines of two workers")
+        bench.load.stop()
+        wrong += bench.history.accepted_after_return()[:3]
+        for host in bench.hosts:
+            host.server.stop()
+    assert not wrong, "; ".join(wrong)
+    bench.figures.outcome = "held"
+
+
+def test_a_restored_database_does_not_know_a_worker_that_still_trusts_its_memory(
+    start_bench: StartBench, start_host: StartHost, cluster: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Its row came after the backup, and it can't reach the database: nobody waits for it, so everybody must wait."""
+    fault = "an older backup is restored, and a worker that it does not know is cut off"
+    bench = start_bench(fault, "0 accepted after return", database=cluster, workers=(2,), LASTCALL_LEASE="6")
+    (tmp_path / "older").mkdir(mode=0o700)
+    older = Yesterday(cluster, tmp_path / "older")
+    token = bench.new_victim()
+    older.take()
+    bench.wait_until_usual()
+    late: Host = start_host(cluster, bench.name, 1, LASTCALL_LEASE="6")
+    late.pids = [line.worker_pid() for line in late.server.lines()]
+    bench.load.start(late.server.port, late.pids)
+    assert set(bench.load.ask_each(token)) == {ACCEPTED}
+    late.proxy.refuse()
+    older.come_back()
+    deadline_s = time.monotonic() + DEADLINE_S
+    while (answer := bench.revoke(token.subject)) is None or answer.status == NOT_NOW:
+        assert time.monotonic() < deadline_s, "nobody can revoke"
+    bench.load.ask_each(token, 5)
+    bench.load.stop()
+    late.proxy.heal()
+    assert bench.history.accepted_after_return()[:3] == []
+    bench.figures.outcome = "held"
+
+
+# ------------------------------------------------------------------------------------------------------- no room left
+
+
+def test_all_connections_are_taken(start_bench: StartBench, cluster: EmbeddedPostgres) -> None:
+    bench = start_bench(
+        "max_connections is reached", "a clear 503, nothing half done, recovery by itself", database=cluster
+    )
+    token = bench.new_victim()
+    with ExitStack() as stack:
+        psql = stack.enter_context(psycopg.connect(cluster.url(bench.name), autocommit=True))
+
+        def take_all() -> None:
+            for _ in range(400):
+                try:
+                    stack.enter_context(psycopg.connect(cluster.url("postgres"), autocommit=True))
+                except psycopg.OperationalError:
+                    return
+
+        take_all()
+        since_s = time.monotonic()
+        while time.monotonic() - since_s < LEASE_S + MARGIN_S:
+            psql.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'lastcall%'"
+            )
+            take_all()
+        statuses = set(bench.load.ask_each(bench.bystander))
+        assert statuses == {NOT_NOW}, statuses
+        assert bench.try_to_sign_in("user-0") is None
+        answer = bench.revoke(token.subject)
+        assert answer is not None
+        assert answer.status == NOT_NOW, answer.text
+        assert answer.json["code"] in ("cutoffs_stale", "database_away")
+    took_s = bench.wait_until_usual()
+    assert took_s < 2 * LEASE_S + SLACK_S, f"it took {took_s:.1f} s to recover"
+    assert set(bench.load.ask_each(token)) == {ACCEPTED}, "it was not revoked, and nobody said that it was"
+    bench.rounds(3)
+    bench.check()
+    assert "Traceback" not in bench.host.log()
+
+
+def test_the_queue_of_notify_is_full(start_bench: StartBench, cluster: EmbeddedPostgres) -> None:
+    with psycopg.connect(cluster.url(), autocommit=True) as psql:
+        psql.execute("ALTER SYSTEM SET max_notify_queue_pages = 64")
+    cluster.stop()
+    cluster.start()
+    bench = start_bench("the NOTIFY queue is full", "in force by the lease all the same", database=cluster)
+    bench.rounds(2)
+    with bench.psql() as stuck, bench.psql() as psql:
+        # Somebody listens, and stays in a transaction: what he has not read can't be thrown away.
+        stuck.execute("LISTEN anything")
+        stuck.execute("BEGIN")
+        stuck.execute("SELECT 1")
+        with pytest.raises(psycopg.OperationalError, match="NOTIFY queue"):
+            for _ in range(1000):
+                psql.execute("SELECT pg_notify('anything', repeat('x', 7900) || g) FROM generate_series(1, 50) AS g")
+        bench.rounds(3)
+        stuck.execute("ROLLBACK")
+    bench.rounds(2)
+    bench.check()
