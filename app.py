@@ -103,7 +103,7 @@ def prepare_database(settings: Settings) -> str | None:
     apply_schema(settings.database_url)
     with create_app(settings).app_context():
         with transaction():
-            note_access_ttl(settings.access_ttl)
+            note_access_ttl(settings.access_ttl, exactly=True)
         try:
             return ensure_first_admin(settings.admin_username, settings.admin_password)
         finally:

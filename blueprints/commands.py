@@ -88,7 +88,7 @@ def init_db() -> None:
     settings = server().settings
     apply_schema(settings.database_url)
     with transaction():
-        note_access_ttl(settings.access_ttl)
+        note_access_ttl(settings.access_ttl, exactly=True)
     click.echo("The schema is in place.")
 
 

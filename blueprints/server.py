@@ -58,6 +58,7 @@ class Server:
         self.drain()
         self.housekeeper.stop()
         self.lastcall.listener.stop()
+        self.lastcall.guard.close()
         self.patience.stop()
 
 

@@ -49,6 +49,15 @@ class Asker:
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._threads: ThreadPoolExecutor | None = None
         self._local = threading.local()
+        self._connections: list[psycopg.Connection] = []
+
+    def close(self) -> None:
+        """Close what was opened; the process is going to stop."""
+        if self._threads is not None and self._pid == os.getpid():
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            for connection in list(self._connections):
+                hang_up(connection)
+                connection.close()
 
     def refuses(self, claims: Claims) -> Scope | None:
         """The level that refuses these claims, or None. Raises CutoffsStale when there is no answer in time."""
@@ -84,6 +93,7 @@ class Asker:
                 prepare_threshold=None,
             )
             self._local.connection = connection
+            self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
         opened.append(connection)
         try:
             return self._answer(connection, claims)

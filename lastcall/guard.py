@@ -22,6 +22,8 @@ class Answers(Protocol):
 
     def refuses(self, claims: Claims) -> Scope | None: ...
 
+    def close(self) -> None: ...
+
 
 class Guard:
     """Checks access tokens against keys and cutoffs. One a process; any number of threads.
@@ -48,6 +50,11 @@ class Guard:
         self._asker = asker
         self._clock_ns = clock_ns
         self._memo: dict[bytes, Claims] = {}
+
+    def close(self) -> None:
+        """The process is going to stop."""
+        if self._asker is not None:
+            self._asker.close()
 
     def check(self, raw: str | None) -> Claims:
         """The claims of an access token that is good now.
@@ -77,7 +84,8 @@ class Guard:
         else:
             scope = self._refused_by_the_database(claims)
         if scope is not None:
-            raise Revoked(scope, {"user": claims.sub, "session": claims.sid or ""}.get(scope, ""))
+            subject = {"user": claims.sub, "session": claims.sid or ""}.get(scope, "")
+            raise Revoked(scope, subject, session_id=claims.sid)
         return claims
 
     def _verify(self, raw: str, digest: bytes) -> Claims:

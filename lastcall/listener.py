@@ -71,6 +71,7 @@ ROUND_S = 0.5
 """A round at least so often, however long the lease: silence must be noticed (seconds)."""
 SILENCE_S = 0.4
 """A statement of the listener that takes longer means that the database says nothing (seconds)."""
+_LOOK_UP_S = 0.1
 _PIECE = 10_000
 _STEP_NS = 2_000_000_000
 _DOUBT_LOCK = 7_530_005
@@ -216,13 +217,20 @@ class CutoffListener:
             self._complained = False
         while not self._stopping.is_set():
             self._busy_since_ns = 0
-            # The generator must have ended before the connection is used again, and must not be left by `break`.
-            if list(connection.notifies(timeout=min(self.lease_s / 4, ROUND_S), stop_after=1)):
-                list(connection.notifies(timeout=0))  # a burst is one round
+            self._wait_for_a_hint(connection)
             self._round(connection)
         with suppress(psycopg.Error):
             self.cutoffs.lease_until_ns = 0
             connection.execute("DELETE FROM workers WHERE id = %s", (self.worker_id,))
+
+    def _wait_for_a_hint(self, connection: psycopg.Connection) -> None:
+        """Until a NOTIFY has come, a quarter of a lease is over, or the process stops."""
+        until_ns = boottime_ns() + min(self.lease_s / 4, ROUND_S) * 1e9
+        while not self._stopping.is_set() and (left_s := (until_ns - boottime_ns()) / 1e9) > 0:
+            # The generator must have ended before the connection is used again, and must not be left by `break`.
+            if list(connection.notifies(timeout=min(left_s, _LOOK_UP_S), stop_after=1)):
+                list(connection.notifies(timeout=0))  # a burst is one round
+                return
 
     def _prove(self, connection: psycopg.Connection) -> None:
         """Raise Unsuitable unless this connection is direct, to a primary, and NOTIFY comes back on it."""

@@ -24,9 +24,13 @@ def everyone_gen() -> ScalarSelect[int]:
     return select(Everyone.gen).scalar_subquery()
 
 
-def note_access_ttl(seconds: int) -> None:
+def note_access_ttl(seconds: int, *, exactly: bool = False) -> None:
     """Let cutoffs know how long a token may live that is being minted at this moment (schema.sql: `cutoff_expiry`).
 
-    It only rises: hosts may differ, and the longest counts.
+    A process that starts only raises it: hosts may differ, and the longest counts. Who prepares the database sets it.
     """
-    db.session.execute(text("UPDATE everyone SET access_ttl_s = :ttl WHERE access_ttl_s < :ttl"), {"ttl": seconds})
+    allowed = "<>" if exactly else "<"
+    db.session.execute(
+        text(f"UPDATE everyone SET access_ttl_s = :ttl WHERE access_ttl_s {allowed} :ttl"),
+        {"ttl": seconds},
+    )

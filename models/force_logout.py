@@ -22,6 +22,7 @@ from models.login_session import LoginSession, SessionFilter, count_active, coun
 from models.revocation import Revocation
 from models.worker import WorkerWatch, read_workers
 
+LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
 PATIENCE_S = 10.0
 """How long a confirmation waits at most; past it the answer is "not in force everywhere yet" (seconds)."""
 COUNT_EXACTLY_TO = 100_000
@@ -147,8 +148,8 @@ def revoke_matching(
         conditions = matches(wanted)
         if keep_session is not None:
             conditions.append(LoginSession.id != UUID(keep_session))
-        # Lock in one order, so that two of these at once cannot deadlock.
-        found = select(LoginSession.id).where(*conditions).order_by(LoginSession.id).with_for_update().cte("found")
+        # Everyone locks in one order, so that two at once cannot deadlock.
+        found = select(LoginSession.id).where(*conditions).order_by(*LOCK_ORDER).with_for_update().cte("found")
         ended = _end_rows(actor, cause, LoginSession.id.in_(select(found.c.id)))
         return _finish(revocation_id, actor, cause, scope, subject, subject_name, None, ended, wanted)
 
@@ -163,13 +164,15 @@ def revoke_users_matching(wanted: SessionFilter, actor: Actor, *, cause: str = "
         ended = session.scalar(
             select(func.count()).select_from(LoginSession).where(LoginSession.user_id.in_(user_ids), is_active())
         )
+        ids = {"ids": user_ids}
+        session.execute(text("SELECT FROM users WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE"), ids)
         session.execute(
-            text(
-                "WITH locked AS (SELECT id FROM users WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE)"
-                " UPDATE users SET gen = gen + 1 WHERE id IN (SELECT id FROM locked)"
-            ),
-            {"ids": user_ids},
+            select(LoginSession.id)
+            .where(LoginSession.user_id.in_(user_ids), LoginSession.ended_at.is_(None))
+            .order_by(*LOCK_ORDER)
+            .with_for_update()
         )
+        session.execute(text("UPDATE users SET gen = gen + 1 WHERE id = ANY(:ids)"), ids)
         return _finish(revocation_id, actor, cause, "filter", "", "", None, ended or 0, wanted)
 
 

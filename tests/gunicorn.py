@@ -43,6 +43,10 @@ class Line:
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
 
+    def connect(self) -> None:
+        """Open the connection before there is anything to ask."""
+        self._connection.connect()
+
     def ask(
         self,
         method: str,

@@ -12,21 +12,13 @@ from werkzeug.test import TestResponse
 
 from blueprints.server import Server
 from models import user as users
-from settings import Settings, from_environment
+from settings import from_environment
 from tests.actors import Actor
 from tests.conftest import FAST_ENVIRONMENT, PASSWORD, TEMPLATE, running_app
-from tests.database.conftest import stop_at_once
 from tools.postgres import EmbeddedPostgres
 
 NOBODY = "11111111-2222-4333-8444-555555555555"
 """An id that nobody has."""
-
-
-@pytest.fixture
-def app(settings: Settings, psql: psycopg.Connection) -> Iterator[Flask]:
-    with running_app(settings) as app:
-        yield app
-        stop_at_once(app, psql)
 
 
 @pytest.fixture

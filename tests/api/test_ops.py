@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import jwt
 import psycopg
@@ -12,7 +11,6 @@ import pytest
 from flask.testing import FlaskClient
 
 from blueprints.server import Server
-from lastcall.ask import Asker
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt
 from tests.conftest import PASSWORD
@@ -24,10 +22,6 @@ def stopped(server: Server) -> Iterator[Server]:
     """A worker whose listener has stopped, so that it asks the database; what it asked on is closed at the end."""
     server.lastcall.listener.stop()
     yield server
-    asker = server.lastcall.guard._asker
-    if isinstance(asker, Asker) and asker._threads is not None:
-        asker._threads.submit(lambda: getattr(asker._local, "connection", nullcontext()).__exit__(None, None, None))
-        asker._threads.shutdown()
 
 
 def metric(client: FlaskClient, name: str) -> float:

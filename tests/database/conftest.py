@@ -15,8 +15,6 @@ from flask import Flask
 
 from blueprints.server import Server
 from lastcall.errors import Revoked
-from settings import Settings
-from tests.conftest import running_app
 
 DEADLINE_S = 20.0
 
@@ -48,19 +46,6 @@ def all_at_once(*tasks: Callable[[], Any]) -> list[Any]:
         thread.join(DEADLINE_S)
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     return results
-
-
-@pytest.fixture
-def app(settings: Settings, psql: psycopg.Connection) -> Iterator[Flask]:
-    with running_app(settings) as app:
-        yield app
-        stop_at_once(app, psql)
-
-
-def stop_at_once(app: Flask, psql: psycopg.Connection) -> None:
-    """Tell the listener to stop and wake it: by itself it would look up only at its next round, half a second later."""
-    app.extensions["lastcall_server"].lastcall.listener._stopping.set()
-    psql.execute("NOTIFY lastcall_cutoffs")
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""What README.md tells the owner of another service: the example, the rights of its role, the service without Flask."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from psycopg.conninfo import make_conninfo
+
+from blueprints.server import Server
+from examples.protect_a_route import create_app
+from lastcall import Revoked
+from lastcall.flask import Lastcall
+from tests.actors import Actor
+from tests.conftest import MakeUser
+from tests.gunicorn import ROOT
+
+ROLE = "invoices"
+
+
+def block_of_the_readme(language: str, word: str) -> str:
+    """The one block of README.md in `language` that holds `word`."""
+    blocks = re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    (found,) = [block for block in blocks if word in block]
+    return str(found)
+
+
+@pytest.fixture
+def url_of_the_role(database_url: str, psql: psycopg.Connection) -> Iterator[str]:
+    """The URL of the role that README.md makes, with the rights that it gives and no others."""
+    psql.execute(block_of_the_readme("sql", "CREATE ROLE").encode())
+    yield make_conninfo(database_url, user=ROLE)
+    psql.execute(f"DROP ROLE {ROLE}".encode())
+
+
+@pytest.fixture
+def environment_of_the_service(url_of_the_role: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", url_of_the_role)
+    monkeypatch.setenv("LASTCALL_SIGNING_KEY", json.dumps(server.settings.keys.jwks()))
+
+
+@pytest.fixture
+def example(environment_of_the_service: None, psql: psycopg.Connection) -> Iterator[Flask]:
+    app = create_app()
+    extension: Lastcall = app.extensions["lastcall"]
+    extension.listener.ensure_running()
+    assert extension.listener.wait_until_live()
+    yield app
+    stop_listening(extension, psql)
+
+
+def stop_listening(extension: Lastcall, psql: psycopg.Connection) -> None:
+    extension.listener._stopping.set()
+    psql.execute("NOTIFY lastcall_cutoffs")
+    extension.listener.stop()
+
+
+def ask(client: FlaskClient, actor: Actor, method: str = "GET") -> Any:
+    return client.open("/invoices", method=method, headers={"Authorization": f"Bearer {actor.token}"})
+
+
+def test_the_example_refuses_a_token_as_soon_as_the_force_logout_has_returned(
+    example: Flask, make_user: MakeUser
+) -> None:
+    root, alice = make_user("root", "admin"), make_user("alice", "viewer")
+    client = example.test_client()
+    assert ask(client, alice).json == {"of": "alice", "invoices": []}
+    receipt = root.delete(f"/admin/sessions/{alice.user_id}").json
+    assert receipt["workers"]["confirmed"] == receipt["workers"]["live"] == 2, "the example is waited for"
+    refused = ask(client, alice)
+    assert (refused.status_code, refused.json["code"]) == (401, "token_revoked")
+    assert ask(client, alice.again()).status_code == 200
+
+
+def test_the_example_asks_for_a_token_and_for_the_role(example: Flask, make_user: MakeUser) -> None:
+    viewer, biller = make_user("alice", "viewer"), make_user("bob", "billing")
+    client = example.test_client()
+    assert client.get("/invoices").status_code == 401
+    assert ask(client, viewer, "DELETE").status_code == 403
+    assert ask(client, biller, "DELETE").status_code == 204
+
+
+def test_the_example_asks_the_database_when_its_lease_is_out(
+    example: Flask, make_user: MakeUser, psql: psycopg.Connection
+) -> None:
+    root, alice, bob = make_user("root", "admin"), make_user("alice"), make_user("bob")
+    extension: Lastcall = example.extensions["lastcall"]
+    stop_listening(extension, psql)
+    assert not extension.cutoffs.lease_is_valid()
+    root.delete(f"/admin/sessions/{alice.user_id}")
+    client = example.test_client()
+    assert ask(client, alice).status_code == 401
+    assert ask(client, bob).status_code == 200
+    asker: Any = extension.guard._asker
+    asker._threads.submit(lambda: asker._local.connection.close()).result()
+
+
+def test_the_role_may_not_read_what_is_none_of_its_business(url_of_the_role: str) -> None:
+    with psycopg.connect(url_of_the_role, autocommit=True) as connection:
+        for forbidden in (
+            "SELECT FROM users",
+            "SELECT refresh_hash FROM login_sessions",
+            "SELECT reason FROM revocations",
+            "INSERT INTO cutoffs (scope, subject) VALUES ('everyone', '')",
+            "UPDATE everyone SET gen = 0",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden.encode())
+
+
+def test_the_service_without_flask_of_the_readme(environment_of_the_service: None, make_user: MakeUser) -> None:
+    root, alice = make_user("root", "admin"), make_user("alice")
+    service: dict[str, Any] = {}
+    exec(block_of_the_readme("python", "CutoffListener("), service)  # noqa: S102
+    try:
+        assert service["who_is"](alice.token) == "alice"
+        root.delete(f"/admin/sessions/{alice.user_id}")
+        with pytest.raises(Revoked):
+            service["who_is"](alice.token)
+    finally:
+        service["listener"].stop()
