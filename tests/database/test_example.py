@@ -48,19 +48,14 @@ def environment_of_the_service(url_of_the_role: str, server: Server, monkeypatch
 
 
 @pytest.fixture
-def example(environment_of_the_service: None, psql: psycopg.Connection) -> Iterator[Flask]:
+def example(environment_of_the_service: None) -> Iterator[Flask]:
     app = create_app()
     extension: Lastcall = app.extensions["lastcall"]
     extension.listener.ensure_running()
     assert extension.listener.wait_until_live()
     yield app
-    stop_listening(extension, psql)
-
-
-def stop_listening(extension: Lastcall, psql: psycopg.Connection) -> None:
-    extension.listener._stopping.set()
-    psql.execute("NOTIFY lastcall_cutoffs")
     extension.listener.stop()
+    extension.guard.close()
 
 
 def ask(client: FlaskClient, actor: Actor, method: str = "GET") -> Any:
@@ -88,19 +83,15 @@ def test_the_example_asks_for_a_token_and_for_the_role(example: Flask, make_user
     assert ask(client, biller, "DELETE").status_code == 204
 
 
-def test_the_example_asks_the_database_when_its_lease_is_out(
-    example: Flask, make_user: MakeUser, psql: psycopg.Connection
-) -> None:
+def test_the_example_asks_the_database_when_its_lease_is_out(example: Flask, make_user: MakeUser) -> None:
     root, alice, bob = make_user("root", "admin"), make_user("alice"), make_user("bob")
     extension: Lastcall = example.extensions["lastcall"]
-    stop_listening(extension, psql)
+    extension.listener.stop()
     assert not extension.cutoffs.lease_is_valid()
     root.delete(f"/admin/sessions/{alice.user_id}")
     client = example.test_client()
     assert ask(client, alice).status_code == 401
     assert ask(client, bob).status_code == 200
-    asker: Any = extension.guard._asker
-    asker._threads.submit(lambda: asker._local.connection.close()).result()
 
 
 def test_the_role_may_not_read_what_is_none_of_its_business(url_of_the_role: str) -> None:

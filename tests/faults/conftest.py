@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from models.database import apply_schema
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE
 from tests.faults.bench import Bench, Host
 from tests.faults.hooks import FOLDER, Hooks
@@ -18,7 +19,7 @@ from tests.faults.pooler import TransactionPooler
 from tests.faults.proxy import Proxy
 from tests.faults.report import REPORT
 from tests.gunicorn import DEADLINE_S, Gunicorn
-from tools.postgres import EmbeddedPostgres
+from tools.postgres import APP, EmbeddedPostgres
 
 _names = (f"faults_{number}" for number in itertools.count())
 
@@ -109,7 +110,8 @@ def start_bench(postgres: EmbeddedPostgres, start_host: StartHost) -> Iterator[S
                 database = postgres
                 database.create_database(name, TEMPLATE)
             else:
-                database.create_database(name)
+                apply_schema(database.create_database(name))
+                database.let_in(APP)
             if pooler is not None:
                 more |= {"DATABASE_URL": pooler.url(name), "LASTCALL_LISTEN_URL": database.url(name)}
             hosts = [start_host(database, name, count, *options, **more) for count in workers]

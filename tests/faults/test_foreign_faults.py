@@ -27,7 +27,7 @@ from tests.faults.pooler import TransactionPooler
 from tests.faults.report import REPORT
 from tests.gunicorn import ROOT, free_port
 from tests.workers.people import make_person, sign_in, status_of, statuses_on
-from tools.postgres import EmbeddedPostgres
+from tools.postgres import APP, EmbeddedPostgres
 
 IN_FULL = ROUNDS >= 100
 
@@ -309,6 +309,7 @@ def test_behind_pgbouncer_in_transaction_mode_it_says_so_and_is_not_ready(
 def replica(cluster: EmbeddedPostgres, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
     """A copy of the cluster in recovery, with a database that the product has prepared."""
     apply_schema(cluster.url())
+    cluster.let_in(APP)
     cluster.stop()
     folder = tmp_path / "replica"
     folder.mkdir(mode=0o700)
