@@ -111,7 +111,7 @@ class Bench:
 
     def sign_in(self, username: str, host: Host | None = None) -> Token:
         token = self.try_to_sign_in(username, host)
-        assert token is not None, "nobody can sign in"
+        assert token is not None, f"{username} can't sign in: 503"
         return token
 
     def revoke(self, username: str | None, host: Host | None = None, reason: str = "") -> Answer | None:
@@ -254,6 +254,7 @@ class Bench:
                 and reading is not None
                 and reading[0] >= expected
                 and set(self.load.ask_each(self.bystander)) == {ACCEPTED}
+                and self.load.query_each(self.bystander, API + "/me/sessions") == {200}
             )
         except (psycopg.OperationalError, OSError, http.client.HTTPException):
             return False

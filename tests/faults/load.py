@@ -26,7 +26,7 @@ class Caller:
         self.port, self.worker = port, worker
         self._connection: http.client.HTTPConnection | None = None
 
-    def ask(self, raw: str) -> tuple[int, int, int]:
+    def ask(self, raw: str, path: str = ME) -> tuple[int, int, int]:
         """When the request started, its status, and the worker that gave it.
 
         A kept-alive connection may be closed at any moment: whoever gets no answer asks again, as every client does.
@@ -34,7 +34,7 @@ class Caller:
         for _ in range(3):
             started_ns = time.monotonic_ns()
             try:
-                return started_ns, *self._ask(raw)
+                return started_ns, *self._ask(raw, path)
             except ConnectionError:
                 self.close()
             except (OSError, http.client.HTTPException):
@@ -42,11 +42,11 @@ class Caller:
                 break
         return started_ns, LOST, self.worker
 
-    def _ask(self, raw: str) -> tuple[int, int]:
+    def _ask(self, raw: str, path: str) -> tuple[int, int]:
         if self._connection is None:
             self._connect()
         assert self._connection is not None
-        self._connection.request("GET", ME, headers={"Authorization": f"Bearer {raw}"})
+        self._connection.request("GET", path, headers={"Authorization": f"Bearer {raw}"})
         answer = self._connection.getresponse()
         answer.read()
         if answer.will_close:
@@ -130,6 +130,11 @@ class Load:
         done, late = wait(self.chase(token, times, without), timeout=3 * PATIENCE_S)
         assert not late, "a worker does not answer"
         return [status for future in done for status in future.result()]
+
+    def query_each(self, token: Token, path: str) -> set[int]:
+        """What the workers answer to a request that takes a query. It is no part of the history."""
+        asked = [threads.submit(caller.ask, token.raw, path) for caller, threads in self._chasers.values()]
+        return {future.result(3 * PATIENCE_S)[1] for future in asked}
 
     @property
     def workers(self) -> list[int]:

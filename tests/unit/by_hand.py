@@ -18,6 +18,7 @@ SECRET = "a secret of the tests, of 32 bytes or more".replace(" ", "-")
 HS256 = KeyRing.parse(SECRET)
 NOW_S = 1_795_000_000
 """The time of all tokens and guards here, however late a test runs."""
+SID = "00000000-0000-4000-8000-0000000000a1"
 
 
 def good_payload(**changes: Any) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def good_payload(**changes: Any) -> dict[str, Any]:
         "iss": "lastcall",
         "aud": "lastcall",
         "sub": "u1",
-        "sid": "s1",
+        "sid": SID,
         "jti": "j1",
         "iat": NOW_S,
         "exp": NOW_S + 300,
@@ -70,6 +71,9 @@ class RecordingAsker:
     def refuses(self, claims: Claims) -> Scope | None:
         self.asked.append(claims)
         return self.answer
+
+    def close(self) -> None:
+        """Nothing was opened."""
 
 
 def guard_for(

@@ -12,7 +12,7 @@ from lastcall import guard as guard_module
 from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.errors import CutoffsStale, Expired, Invalid, Revoked, TokenRejected
 from lastcall.guard import Guard
-from tests.unit.by_hand import HS256, NOW_S, RecordingAsker, good_payload, guard_for, sign, token
+from tests.unit.by_hand import HS256, NOW_S, SID, RecordingAsker, good_payload, guard_for, sign, token
 
 SECOND_NS = 1_000_000_000
 FOREIGN: dict[str, Any] = {"user_gen": ..., "everyone_gen": ...}
@@ -117,7 +117,7 @@ def test_the_memory_holds_no_token(guard: Guard) -> None:
 def test_a_remembered_token_is_refused_as_soon_as_it_is_revoked(guard: Guard, cutoffs: Cutoffs) -> None:
     raw = token()
     guard.check(raw)
-    cutoffs.advance(Cutoff("session", "s1", 0, 1, 10**18))
+    cutoffs.advance(Cutoff("session", SID, 0, 1, 10**18))
     with pytest.raises(Revoked):
         guard.check(raw)
 
@@ -227,7 +227,7 @@ def test_a_bad_token_is_a_401_even_without_a_lease(guard: Guard, cutoffs: Cutoff
     [
         (Cutoff("everyone", "", 2, 1, 10**18), ""),
         (Cutoff("user", "u1", 2, 1, 10**18), "u1"),
-        (Cutoff("session", "s1", 0, 1, 10**18), "s1"),
+        (Cutoff("session", SID, 0, 1, 10**18), SID),
     ],
     ids=["everyone", "user", "session"],
 )

@@ -75,9 +75,9 @@ class RecordingCutoffs(Cutoffs):
         super().__init__()
         self.log = log
 
-    def advance(self, cutoff: Cutoff) -> None:
+    def advance(self, cutoff: Cutoff) -> bool:
         self.log.append("apply")
-        super().advance(cutoff)
+        return super().advance(cutoff)
 
     def renew_lease(self, until_ns: int) -> None:
         self.log.append("lease")

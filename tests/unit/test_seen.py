@@ -9,6 +9,8 @@ import pytest
 from models import seen as seen_module
 from models.seen import QUIET_NS, Seen
 
+S1, S2 = "00000000-0000-4000-8000-0000000000a1", "00000000-0000-4000-8000-0000000000a2"
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -23,34 +25,34 @@ def ids(seen: Seen) -> list[str]:
 
 def test_a_sighting_has_the_session_the_address_and_an_aware_time(clock: list[int]) -> None:
     seen = Seen()
-    seen.note("s1", "192.0.2.1")
+    seen.note(S1, "192.0.2.1")
     [(session_id, ip, at)] = seen.take()
-    assert (session_id, ip, at.tzinfo) == ("s1", "192.0.2.1", UTC)
+    assert (session_id, ip, at.tzinfo) == (S1, "192.0.2.1", UTC)
 
 
 def test_a_session_is_written_once_a_minute_at_most(clock: list[int]) -> None:
     seen = Seen()
     for _ in range(1000):
-        seen.note("s1", None)
-    assert ids(seen) == ["s1"]
+        seen.note(S1, None)
+    assert ids(seen) == [S1]
     clock[0] += QUIET_NS - 1
-    seen.note("s1", None)
+    seen.note(S1, None)
     assert ids(seen) == []
     clock[0] += 1
-    seen.note("s1", None)
-    assert ids(seen) == ["s1"]
+    seen.note(S1, None)
+    assert ids(seen) == [S1]
 
 
 def test_each_session_has_a_minute_of_its_own(clock: list[int]) -> None:
     seen = Seen()
-    seen.note("s1", None)
-    seen.note("s2", None)
-    assert ids(seen) == ["s1", "s2"]
+    seen.note(S1, None)
+    seen.note(S2, None)
+    assert ids(seen) == [S1, S2]
 
 
 def test_what_was_taken_is_not_handed_over_again(clock: list[int]) -> None:
     seen = Seen()
-    seen.note("s1", None)
+    seen.note(S1, None)
     seen.take()
     assert seen.take() == []
 
@@ -58,6 +60,15 @@ def test_what_was_taken_is_not_handed_over_again(clock: list[int]) -> None:
 def test_the_memory_is_bounded(clock: list[int]) -> None:
     seen = Seen()
     for i in range(100_001):
-        seen.note(f"s{i}", None)
+        seen.note(f"00000000-0000-4000-8000-{i:012}", None)
     assert len(seen.take()) == 100_001
     assert len(seen._quiet_until_ns) == 0
+
+
+@pytest.mark.parametrize("sid", ["", "s1", S1.upper(), f"{{{S1}}}", f"{S1}\n", f"{S1}\x00"])
+def test_what_is_no_id_of_a_session_is_not_noted(clock: list[int], sid: str) -> None:
+    """One of them in the statement would spoil it for all others."""
+    seen = Seen()
+    seen.note(sid, None)
+    seen.note(S2, None)
+    assert ids(seen) == [S2]

@@ -11,7 +11,7 @@ from lastcall.claims import LARGEST, Claims
 from lastcall.errors import Expired, Invalid, Malformed, TokenRejected
 from lastcall.strict import read_base64url
 from lastcall.tokens import KeyRing, generate_signing_key, issue, verify
-from tests.unit.by_hand import HS256, NOW_S, good_header, good_payload, guard_for, sign, token
+from tests.unit.by_hand import HS256, NOW_S, SID, good_header, good_payload, guard_for, sign, token
 
 RS256 = KeyRing.parse(json.dumps(generate_signing_key("RS256")))
 
@@ -23,7 +23,7 @@ def read(raw: str, keys: KeyRing = HS256, **changes: Any) -> Claims:
 def test_every_claim_comes_back() -> None:
     assert read(token(roles=["admin", "user"], preferred_username="ann")) == Claims(
         sub="u1",
-        sid="s1",
+        sid=SID,
         user_gen=1,
         everyone_gen=1,
         iat=NOW_S,

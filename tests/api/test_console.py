@@ -1,0 +1,207 @@
+"""The console's door, without a browser: cookies, other sites, the way after the sign-in, the password asked again."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from models import sign_in
+from models import user as users
+from settings import from_environment
+from tests.actors import Actor
+from tests.conftest import PASSWORD, running_app
+
+
+@pytest.fixture
+def browser(app: Flask, root: Actor) -> FlaskClient:
+    """A browser in which root has signed in to the console."""
+    browser = app.test_client()
+    assert enter(browser).status_code == 302
+    return browser
+
+
+def enter(browser: FlaskClient, password: str = PASSWORD, username: str = "root", **more: str) -> TestResponse:
+    return browser.post("/console/login", data={"username": username, "password": password, **more})
+
+
+def is_in(browser: FlaskClient) -> bool:
+    return browser.get("/console/").status_code == 200
+
+
+def console_session(root: Actor) -> str:
+    found = root.get("/admin/sessions?client=console").json["items"]
+    assert len(found) == 1
+    return str(found[0]["session_id"])
+
+
+def test_the_front_page_leads_to_the_door_and_back_to_the_page_that_was_wanted(
+    client: FlaskClient, root: Actor
+) -> None:
+    assert client.get("/").location == "/console/"
+    door = client.get("/console/users").location
+    assert door == "/console/login?next=/console/users"
+    assert enter(client, next="/console/users").location == "/console/users"
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["//elsewhere.example", "https://elsewhere.example/console/", "/\\elsewhere.example", "/console/\\..\\", "/docs",
+     "javascript:alert(1)", "/console/\r\nSet-Cookie: a=b", "/consoleelsewhere", ""],
+)  # fmt: skip
+def test_after_the_sign_in_nobody_is_led_elsewhere(client: FlaskClient, root: Actor, elsewhere: str) -> None:
+    assert enter(client, next=elsewhere).location == "/console/"
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(client: FlaskClient, root: Actor) -> None:
+    cookie = enter(client).headers["Set-Cookie"]
+    assert cookie.startswith("lastcall=") and "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Path=/" in cookie
+
+
+def test_where_tls_ends_in_front_the_cookie_is_a_host_cookie(environment: dict[str, str]) -> None:
+    settings = from_environment({**environment, "LASTCALL_SECURE_COOKIES": "true"})
+    with running_app(settings) as app:
+        cookie = app.test_client().get("/console/users", base_url="https://lastcall.example")
+        assert app.config["SESSION_COOKIE_NAME"] == "__Host-lastcall" and app.config["SESSION_COOKIE_SECURE"]
+        assert cookie.headers["Strict-Transport-Security"]
+
+
+@pytest.mark.parametrize("path", ["/console/login", "/console/logout", "/console/everyone/logout", "/console/users"])
+@pytest.mark.parametrize(
+    "headers",
+    [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://elsewhere.example"},
+     {"Origin": "null"}, {"Origin": "http://localhost.elsewhere.example"}],
+)  # fmt: skip
+def test_a_form_of_another_site_does_nothing(browser: FlaskClient, path: str, headers: dict[str, str]) -> None:
+    response = browser.post(path, headers=headers, data={"phrase": "log out all users", "username": "x"})
+    assert (response.status_code, response.json["code"]) == (403, "cross_site")
+    assert is_in(browser)
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://localhost"}, {}])
+def test_the_consoles_own_forms_are_carried_out(browser: FlaskClient, headers: dict[str, str]) -> None:
+    assert browser.post("/console/logout", headers=headers).status_code == 302
+    assert not is_in(browser)
+
+
+def test_no_page_may_be_framed_nor_run_anything_inline(browser: FlaskClient) -> None:
+    for path in ("/console/", "/console/login", "/docs", "/healthz", "/api/v1/auth/me"):
+        headers = browser.get(path).headers
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["X-Frame-Options"] == "DENY"
+
+
+def test_a_stolen_cookie_is_dead_after_the_sign_out(app: Flask, browser: FlaskClient) -> None:
+    stolen = browser.get_cookie("lastcall")
+    assert stolen is not None
+    browser.post("/console/logout")
+    thief = app.test_client()
+    thief.set_cookie("lastcall", stolen.value)
+    assert not is_in(thief)
+
+
+def test_a_cookie_from_before_the_sign_in_is_not_the_one_after_it(client: FlaskClient, root: Actor) -> None:
+    client.get("/console/users")
+    before = client.get_cookie("lastcall")
+    enter(client)
+    after = client.get_cookie("lastcall")
+    assert after is not None and (before is None or before.value != after.value)
+
+
+def test_ending_the_consoles_session_over_the_api_puts_the_browser_out(browser: FlaskClient, root: Actor) -> None:
+    response = root.delete(f"/admin/sessions/{root.user_id}/{console_session(root)}", json={"reason": "Lost laptop"})
+    assert response.status_code == 200
+    assert browser.get("/console/").status_code == 302
+    assert "Lost laptop" in browser.get("/console/login").text
+
+
+def test_htmx_is_led_to_the_door_as_a_whole_page(browser: FlaskClient, root: Actor) -> None:
+    root.delete(f"/admin/sessions/{root.user_id}/{console_session(root)}")
+    response = browser.get("/console/sessions", headers={"HX-Request": "true"})
+    assert response.status_code == 401 and response.headers["HX-Redirect"].startswith("/console/login")
+
+
+def test_an_expired_access_token_is_refreshed_and_the_session_goes_on(environment: dict[str, str]) -> None:
+    with running_app(from_environment({**environment, "LASTCALL_ACCESS_TTL": "1"})) as app:
+        with app.app_context():
+            users.create_user("root", PASSWORD, ["admin"])
+        browser = app.test_client()
+        enter(browser)
+        before = browser.get_cookie("lastcall")
+        cutoffs = app.extensions["lastcall_server"].lastcall.cutoffs
+        ends_s = cutoffs.now_s() + 1.1
+        while cutoffs.now_s() < ends_s:
+            assert is_in(browser)
+        assert is_in(browser)
+        after = browser.get_cookie("lastcall")
+        assert before is not None and after is not None and before.value != after.value
+
+
+@pytest.fixture
+def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody gave his password longer ago than it counts."""
+    monkeypatch.setattr("blueprints.console.PROOF_LASTS_S", 0)
+
+
+PHRASE = {"phrase": "log out all users", "keep_me": "yes"}
+
+
+def test_a_fresh_sign_in_may_log_out_all(browser: FlaskClient) -> None:
+    response = browser.post("/console/everyone/logout", data=PHRASE)
+    assert response.status_code == 200 and "In force on 1 of 1 workers" in response.text
+    assert is_in(browser), "kept"
+
+
+@pytest.mark.usefixtures("long_ago")
+def test_what_cannot_be_undone_asks_for_the_password_again(browser: FlaskClient, alice: Actor) -> None:
+    for password in ({}, {"your_password": "wrong"}):
+        for path, form in (
+            ("/console/everyone/logout", PHRASE),
+            (f"/console/users/{alice.user_id}/roles", {"roles": "admin"}),
+            (f"/console/users/{alice.user_id}/password", {"password": "another password"}),
+            ("/console/users", {"username": "mallory", "password": PASSWORD, "roles": "admin"}),
+        ):
+            response = browser.post(path, data={**form, **password})
+            assert (response.status_code, response.json["code"]) == (401, "wrong_credentials"), path
+    assert alice.is_in()
+    assert 'name="your_password"' in browser.get("/console/everyone/logout").text
+    assert browser.post("/console/everyone/logout", data={**PHRASE, "your_password": PASSWORD}).status_code == 200
+    assert not alice.is_in()
+
+
+@pytest.mark.parametrize("phrase", ["", "log out all", "LOG OUT ALL USERS!", "log out all users please"])
+def test_without_the_phrase_nobody_is_logged_out(browser: FlaskClient, alice: Actor, phrase: str) -> None:
+    response = browser.post("/console/everyone/logout", data={**PHRASE, "phrase": phrase})
+    assert response.status_code == 400
+    assert alice.is_in()
+
+
+def test_ending_what_the_filter_found_needs_a_filter(browser: FlaskClient, alice: Actor) -> None:
+    assert browser.post("/console/shown/logout", data={"state": "active"}).status_code == 400
+    assert alice.is_in()
+    assert browser.post("/console/shown/logout", data={"user": "alice"}).status_code == 200
+    assert not alice.is_in()
+
+
+def test_a_bad_filter_is_an_error_that_names_the_field(browser: FlaskClient) -> None:
+    response = browser.get("/console/?ip=nowhere", headers={"Accept": "text/html"})
+    assert response.status_code == 400 and "ip:" in response.text and response.mimetype == "text/html"
+    response = browser.get("/console/sessions?limit=ten", headers={"HX-Request": "true"})
+    assert response.status_code == 400 and response.json["code"] == "bad_request"
+
+
+def test_guessing_is_throttled_at_the_door_as_well(client: FlaskClient, root: Actor) -> None:
+    statuses = [enter(client, "wrong password").status_code for _ in range(sign_in.FAILURES_ALLOWED)]
+    assert statuses == [401] * (sign_in.FAILURES_ALLOWED - 1) + [429]
+    response = enter(client)
+    assert response.status_code == 429 and int(response.headers["Retry-After"]) > 0
+
+
+def test_a_fragment_that_has_not_changed_is_a_304(browser: FlaskClient) -> None:
+    first = browser.get("/console/workers/table")
+    assert first.status_code == 200
+    table = browser.get("/console/sessions?q=nobody")
+    again = browser.get("/console/sessions?q=nobody", headers={"If-None-Match": table.headers["ETag"]})
+    assert again.status_code == 304
