@@ -78,7 +78,7 @@ keepalive = 5
 timeout = 30
 graceful_timeout = 10
 # It would be opened in the home folder, where several instances clash over it.
-no_control_socket = True
+control_socket_disable = True
 limit_request_line = 8190  # gunicorn's most
 # A token that is far too long is the application's to refuse: 401.
 limit_request_field_size = 131_072

@@ -131,7 +131,5 @@ def position_of_transaction() -> str:
 
 def say(**facts: str | None) -> None:
     """Tell the triggers, for this transaction, who does it and why (schema.sql: `said`)."""
-    for name, fact in facts.items():
-        db.session.execute(
-            text("SELECT set_config(:name, :fact, TRUE)"), {"name": f"lastcall.{name}", "fact": fact or ""}
-        )
+    settings = ", ".join(f"set_config('lastcall.{name}', :{name}, TRUE)" for name in facts)
+    db.session.execute(text(f"SELECT {settings}"), {name: fact or "" for name, fact in facts.items()})

@@ -67,7 +67,7 @@ class Bench:
             )
             psql.execute("INSERT INTO user_roles SELECT id, 'viewer' FROM users WHERE username <> 'admin'")
             self.user_ids = dict(psql.execute("SELECT username, id::text FROM users").fetchall())
-        self._admin = self.sign_in("admin")
+        self.sign_in_as_admin()
         self.bystander = self.sign_in("bystander")
         self.load.ask_for(self.bystander)
         for host in hosts:
@@ -114,6 +114,10 @@ class Bench:
         assert token is not None, f"{username} can't sign in: 503"
         return token
 
+    def sign_in_as_admin(self, host: Host | None = None) -> None:
+        """A new token for whoever revokes."""
+        self._admin = self.sign_in("admin", host)
+
     def revoke(self, username: str | None, host: Host | None = None, reason: str = "") -> Answer | None:
         """Force a user's logout (None: everyone's), and write it down. None when no answer came."""
         path = self.path_of(username) if username is not None else "/admin/sessions"
@@ -136,7 +140,7 @@ class Bench:
         self.figures.revocations += answer.status == 200
         REPORT.tell(self.figures)
         if username is None:
-            self._admin = self.sign_in("admin", host)
+            self.sign_in_as_admin(host)
             self.bystander = self.sign_in("bystander", host)
         return answer
 

@@ -18,6 +18,7 @@ SECRET = "a secret of the tests, of 32 bytes or more".replace(" ", "-")
 HS256 = KeyRing.parse(SECRET)
 NOW_S = 1_795_000_000
 """The time of all tokens and guards here, however late a test runs."""
+SIGNED_IN_S = NOW_S - 3600
 SID = "00000000-0000-4000-8000-0000000000a1"
 
 
@@ -31,7 +32,7 @@ def good_payload(**changes: Any) -> dict[str, Any]:
         "jti": "j1",
         "iat": NOW_S,
         "exp": NOW_S + 300,
-        "auth_time": NOW_S,
+        "auth_time": SIGNED_IN_S,
         "client_id": "api",
         "roles": ["user"],
         "user_gen": 1,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lastcall.errors import Invalid, Malformed
-from tests.unit.by_hand import NOW_S, good_payload, guard_for, sign, token
+from tests.unit.by_hand import NOW_S, SID, good_payload, guard_for, sign, token
 
-TIMES_AND_GENERATIONS = ("iat", "exp", "user_gen", "everyone_gen", "auth_time")
+TIMES_AND_GENERATIONS = ("iat", "exp", "user_gen", "everyone_gen", "auth_time", "nbf")
 NO_WHOLE_NUMBERS = {
     "text": '"1"',
     "text of the right time": f'"{NOW_S}"',
@@ -75,6 +75,35 @@ def test_a_time_or_generation_that_is_no_whole_number_is_refused(name: str, valu
 @pytest.mark.parametrize("value", [pytest.param(value, id=name) for name, value in NO_IDS.items()])
 def test_an_id_that_is_no_short_text_is_refused(name: str, value: str) -> None:
     refuse(with_raw(name, value))
+
+
+NO_UUIDS = {
+    "a name": "s1",
+    "capital letters": SID.upper(),
+    "no hyphens": SID.replace("-", ""),
+    "braces": f"{{{SID}}}",
+    "a urn": f"urn:uuid:{SID}",
+    "a space after": f"{SID} ",
+    "a line end after": f"{SID}\n",
+    "a letter too many": f"{SID}0",
+    "a letter too few": SID[:-1],
+    "no hexadecimal digit": f"{SID[:-1]}g",
+    "a digit beyond ASCII": f"{SID[:-1]}\N{ARABIC-INDIC DIGIT ONE}",
+}
+
+
+@pytest.mark.parametrize("sid", [pytest.param(sid, id=name) for name, sid in NO_UUIDS.items()])
+def test_a_token_with_generations_needs_the_id_of_a_session_as_postgresql_writes_it(sid: str) -> None:
+    """Cutoffs are compared as text: in another spelling the end of the session would not be found."""
+    with pytest.raises(Malformed):
+        guard_for()[0].check(token(sid=sid))
+    assert guard_for()[0].check(token(sid=sid, user_gen=..., everyone_gen=...)).sid == sid, "minted elsewhere"
+
+
+def test_a_sign_in_after_the_token_was_issued_is_refused() -> None:
+    assert guard_for()[0].check(token(auth_time=NOW_S)).auth_time == NOW_S
+    with pytest.raises(Malformed):
+        guard_for()[0].check(token(auth_time=NOW_S + 1))
 
 
 @pytest.mark.parametrize("name", ["iat", "exp", "sub", "iss", "aud", "user_gen", "everyone_gen", "sid"])

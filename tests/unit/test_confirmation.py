@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models import force_logout
-from models.worker import WorkerRow, WorkerWatch
+from models.worker import MARGIN_S, Reading, WorkerRow, WorkerWatch
 from tests.unit.model import REVOCATION
 
 SECOND_NS = 1_000_000_000
@@ -14,15 +14,18 @@ SECOND_NS = 1_000_000_000
 class Table:
     """What `read_workers` finds, reading by reading; time passes in `sleep`, and while it reads."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *readings: list[WorkerRow], reading_ns: int = 0) -> None:
-        self.readings, self.reading_ns = list(readings), reading_ns
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *readings: list[WorkerRow] | Reading, reading_ns: int = 0
+    ) -> None:
+        self.readings = [found if isinstance(found, Reading) else Reading(found, "first", True) for found in readings]
+        self.reading_ns = reading_ns
         self.now_ns = SECOND_NS
         self.log: list[str] = []
         monkeypatch.setattr(force_logout, "read_workers", self.read)
         monkeypatch.setattr(force_logout, "boottime_ns", self.clock)
         monkeypatch.setattr(force_logout.time, "sleep", self.sleep)
 
-    def read(self, position: str) -> list[WorkerRow]:
+    def read(self, position: str) -> Reading:
         self.log.append("rows")
         self.now_ns += self.reading_ns
         return self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
@@ -73,3 +76,49 @@ def test_a_worker_without_leases_is_named_and_never_taken_for_confirmed(monkeypa
     found = force_logout.confirm("7", WorkerWatch(), patience_s=3.0)
     assert found.unconfirmed == ("old",)
     assert found.in_force is False
+
+
+# -------------------------------------------------------------------------------- after a crash, or a promotion
+
+DONE = WorkerRow("a", 1, 2.0, True)
+
+
+@pytest.mark.parametrize("rows", [[DONE], []], ids=["all rows confirmed", "no row left"])
+def test_after_a_crash_a_confirmation_waits_for_one_lease(
+    monkeypatch: pytest.MonkeyPatch, rows: list[WorkerRow]
+) -> None:
+    """A worker may trust a lease that the table does not tell of."""
+    table = Table(monkeypatch, Reading(rows, "second", False))
+    found = force_logout.confirm("7", WorkerWatch())
+    assert (found.confirmed, found.settled, found.in_force) == (len(rows), True, True)
+    assert table.now_ns > SECOND_NS + (2 + MARGIN_S) * SECOND_NS
+
+
+def test_a_crash_during_a_confirmation_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = WorkerRow("a", 1, 2.0, False)
+    table = Table(monkeypatch, [waiting], Reading([waiting], "second", True), Reading([DONE], "second", True))
+    found = force_logout.confirm("7", WorkerWatch())
+    assert (found.confirmed, found.in_force) == (1, True)
+    assert table.now_ns > SECOND_NS + (2 + MARGIN_S) * SECOND_NS
+
+
+def test_a_confirmation_whose_patience_ends_before_that_lease_is_not_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(monkeypatch, Reading([DONE], "second", False))
+    found = force_logout.confirm("7", WorkerWatch(), patience_s=1.0)
+    assert (found.live, found.confirmed, found.unconfirmed) == (1, 1, ())
+    assert (found.settled, found.in_force) == (False, False)
+    assert table.now_ns < SECOND_NS + 2 * SECOND_NS
+
+
+def test_the_time_of_a_confirmation_counts_from_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    Table(monkeypatch, [DONE], reading_ns=2_000_000)
+    assert force_logout.confirm("7", WorkerWatch()).elapsed_ms == 2.0
+    Table(monkeypatch, [DONE], reading_ns=2_000_000)
+    assert force_logout.confirm("7", WorkerWatch(), since_ns=SECOND_NS - 4_000_000).elapsed_ms == 6.0
+
+
+def test_patience_counts_from_the_confirmation_not_from_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = WorkerRow("a", 1, 2.0, False)
+    table = Table(monkeypatch, [waiting], [waiting], [DONE])
+    assert force_logout.confirm("7", WorkerWatch(), patience_s=1.0, since_ns=-(10**12)).in_force
+    assert table.log.count("rows") == 3

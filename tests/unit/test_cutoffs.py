@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,14 @@ generations = st.one_of(st.integers(0, 4), st.integers(0, LARGEST))
 times_us = st.one_of(st.integers(0, 4), st.integers(0, YEAR_2100_S * SECOND_US))
 cutoffs_in_any_scope = st.builds(
     Cutoff, st.sampled_from(["everyone", "user", "session"]), subjects, generations, times_us, times_us
+)
+rows_that_happened = st.builds(
+    Cutoff,
+    st.sampled_from(["everyone", "user", "session"]),
+    subjects,
+    generations,
+    times_us,
+    st.integers(1, YEAR_2100_S * SECOND_US),
 )
 any_claims = st.one_of(
     st.builds(Claims, subjects, subjects, generations, generations, st.integers(0, YEAR_2100_S), st.just(0)),
@@ -51,6 +60,39 @@ def test_any_order_and_any_replay_of_cutoffs_leads_to_the_same(data: st.DataObje
     replays = data.draw(st.lists(st.sampled_from(rows), max_size=8)) if rows else []
     shuffled = data.draw(st.permutations(rows + replays))
     assert what_it_holds(cutoffs_of(*shuffled)) == what_it_holds(cutoffs_of(*rows))
+
+
+@given(st.lists(rows_that_happened, max_size=8), rows_that_happened)
+def test_it_is_told_whether_anything_rose(rows: list[Cutoff], another: Cutoff) -> None:
+    cutoffs = cutoffs_of(*rows)
+    before = deepcopy(what_it_holds(cutoffs))
+    assert cutoffs.advance(another) == (what_it_holds(cutoffs) != before)
+    assert cutoffs.advance(another) is False
+
+
+@given(st.lists(cutoffs_in_any_scope, max_size=8))
+def test_all_that_is_held_of_users_and_sessions_makes_another_refuse_the_same(rows: list[Cutoff]) -> None:
+    """What a database that has lost it is given back: the generations; times are new there."""
+    cutoffs = cutoffs_of(*rows)
+    held = list(cutoffs.all_held())
+    assert (
+        len(held)
+        == len({(scope, subject) for scope, subject, _ in held})
+        == len(cutoffs._users) + len(cutoffs._sessions)
+    )
+    again = cutoffs_of(*(Cutoff(scope, subject, gen, 0, 1) for scope, subject, gen in held))
+    assert {user: gen for scope, user, gen in again.all_held() if scope == "user"} == {
+        subject: max(row.min_gen for row in rows if (row.scope, row.subject) == ("user", subject))
+        for scope, subject, _ in held
+        if scope == "user"
+    }
+    assert again._sessions.keys() == cutoffs._sessions.keys()
+
+
+def test_cutoffs_that_hold_nothing_are_cutoffs_all_the_same() -> None:
+    """`cutoffs or Cutoffs()` would otherwise leave a guard with an object that nobody fills."""
+    assert len(Cutoffs()) == 0
+    assert bool(Cutoffs()) is True
 
 
 @given(st.lists(cutoffs_in_any_scope, max_size=8), cutoffs_in_any_scope, any_claims)

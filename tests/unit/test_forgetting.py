@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,7 +106,17 @@ def test_rows_that_are_read_again_and_again_take_no_memory() -> None:
     for _ in range(1000):
         cutoffs.advance(user("u", 100))
         cutoffs.advance(session("s", 100))
-    assert sum(map(len, cutoffs._due.values())) <= 4
+    assert sorted(subject for subjects in cutoffs._due.values() for subject in subjects) == ["s", "u"]
+
+
+@given(st.lists(st.tuples(st.sampled_from([user, session]), st.integers(1, 100)), min_size=1, max_size=8))
+def test_a_cutoff_that_is_noted_once_is_forgotten_all_the_same(rows: list[tuple[Callable[..., Cutoff], int]]) -> None:
+    cutoffs = Cutoffs()
+    for make, expires_s in rows:
+        cutoffs.advance(make("x", expires_s))
+    held = len(cutoffs)
+    assert cutoffs.forget(100 + LATE_S) == held
+    assert (len(cutoffs), cutoffs._due) == (0, {})
 
 
 # ----------------------------------------------------------------------------------------------------- the horizon

@@ -10,7 +10,7 @@ import pytest
 from lastcall import cutoffs as cutoffs_module
 from lastcall import guard as guard_module
 from lastcall.cutoffs import Cutoff, Cutoffs
-from lastcall.errors import CutoffsStale, Expired, Invalid, Revoked, TokenRejected
+from lastcall.errors import CutoffsStale, Expired, Invalid, Malformed, Revoked, TokenRejected
 from lastcall.guard import Guard
 from tests.unit.by_hand import HS256, NOW_S, SID, RecordingAsker, good_payload, guard_for, sign, token
 
@@ -135,6 +135,47 @@ def test_a_token_ends_at_its_exp_by_the_databases_clock(guard: Guard, cutoffs: C
         guard.check(raw)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"exp": NOW_S + 960, "iat": NOW_S + 60}, id="exp as far ahead as allowed"),
+        pytest.param({"iat": NOW_S + 60, "exp": NOW_S + 360}, id="iat a minute ahead"),
+        pytest.param({"nbf": NOW_S + 60}, id="nbf a minute ahead"),
+        pytest.param({"nbf": NOW_S - 300}, id="nbf long ago"),
+        pytest.param({**FOREIGN}, id="a foreign token of this second"),
+        pytest.param({**FOREIGN, "nbf": NOW_S}, id="a foreign token that is good from this second on"),
+    ],
+)
+def test_a_time_that_an_issuer_with_a_fast_clock_may_write_is_accepted(guard: Guard, changes: dict[str, Any]) -> None:
+    assert guard.check(token(**changes)).sub == "u1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        pytest.param({"exp": NOW_S + 961, "iat": NOW_S + 61}, Malformed, id="exp beyond the longest lifetime"),
+        pytest.param({"iat": NOW_S + 61, "exp": NOW_S + 361}, Invalid, id="iat more than a minute ahead"),
+        pytest.param({"nbf": NOW_S + 61}, Invalid, id="nbf more than a minute ahead"),
+        pytest.param({**FOREIGN, "iat": NOW_S + 1}, Invalid, id="a foreign token whose iat is ahead"),
+        pytest.param({**FOREIGN, "nbf": NOW_S + 1}, Invalid, id="a foreign token whose nbf is ahead"),
+    ],
+)
+def test_a_time_further_ahead_is_refused_and_not_remembered(
+    guard: Guard, changes: dict[str, Any], error: type[TokenRejected]
+) -> None:
+    with pytest.raises(error) as refused:
+        guard.check(token(**changes))
+    assert type(refused.value) is error
+    assert not guard._memo
+
+
+def test_what_is_ahead_is_judged_by_the_databases_clock(guard: Guard, cutoffs: Cutoffs) -> None:
+    cutoffs.wall_offset_ns += 100 * SECOND_NS
+    assert guard.check(token(**FOREIGN, iat=NOW_S + 100, exp=NOW_S + 400)).sub == "u1"
+    with pytest.raises(Invalid):
+        guard.check(token(**FOREIGN, iat=NOW_S + 101, exp=NOW_S + 400))
+
+
 def test_a_step_of_the_databases_clock_is_followed(guard: Guard, cutoffs: Cutoffs) -> None:
     raw = token()
     cutoffs.wall_offset_ns += 3600 * SECOND_NS
@@ -247,11 +288,21 @@ def test_a_new_generation_is_accepted_in_the_same_microsecond(guard: Guard, cuto
 
 def test_a_foreign_token_from_before_the_horizon_is_asked_about_in_spite_of_the_lease() -> None:
     cutoffs = Cutoffs()
-    cutoffs.horizon_us = NOW_S * 1_000_000
+    cutoffs.horizon_us = (NOW_S - 10) * 1_000_000
     guard, asked = guard_for(cutoffs, answer="user")
-    assert guard.check(token(**FOREIGN, iat=NOW_S + 1)).sub == "u1"
-    assert guard.check(token()).sub == "u1"
+    assert guard.check(token(**FOREIGN, iat=NOW_S - 9)).sub == "u1"
+    assert guard.check(token(iat=NOW_S - 10)).sub == "u1"
     assert asked == []
     with pytest.raises(Revoked):
-        guard.check(token(**FOREIGN))
+        guard.check(token(**FOREIGN, iat=NOW_S - 10))
     assert len(asked) == 1
+
+
+def test_a_foreign_token_that_a_cutoff_covers_is_refused_without_asking() -> None:
+    cutoffs = Cutoffs()
+    cutoffs.horizon_us = NOW_S * 1_000_000
+    cutoffs.advance(Cutoff("user", "u1", 2, NOW_S * 1_000_000, 10**18))
+    guard, asked = guard_for(cutoffs)
+    with pytest.raises(Revoked):
+        guard.check(token(**FOREIGN))
+    assert asked == []

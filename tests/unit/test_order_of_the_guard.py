@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from lastcall import cutoffs as cutoffs_module
 from lastcall.claims import Claims
 from lastcall.cutoffs import Cutoff, Cutoffs, Scope
 from lastcall.guard import Guard
@@ -25,7 +28,7 @@ class WatchedCutoffs(Cutoffs):
         return super().__getattribute__(name)
 
 
-def watched_check(raw: str, **attributes: Any) -> list[str]:
+def watched_check(monkeypatch: pytest.MonkeyPatch, raw: str, **attributes: Any) -> list[str]:
     """The looks of the second check of a token, so that the verification is not among them."""
     log: list[str] = []
 
@@ -33,6 +36,7 @@ def watched_check(raw: str, **attributes: Any) -> list[str]:
         log.append("now")
         return 100 * SECOND_NS
 
+    monkeypatch.setattr(cutoffs_module, "boottime_ns", lambda: 100 * SECOND_NS)
     cutoffs = WatchedCutoffs()
     cutoffs.log = log
     cutoffs.renew_lease(110 * SECOND_NS)
@@ -46,13 +50,14 @@ def watched_check(raw: str, **attributes: Any) -> list[str]:
     return log
 
 
-def test_the_guard_looks_in_the_order_of_the_model() -> None:
-    looks = watched_check(token(iat=90, exp=300))
+def test_the_guard_looks_in_the_order_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = watched_check(monkeypatch, token(iat=90, auth_time=90, exp=300))
     assert [look for look in looks if look != "horizon?"] == list(model.REQUEST)
 
 
-def test_the_guard_looks_at_the_horizon_after_the_cutoffs() -> None:
-    looks = watched_check(token(iat=90, exp=300, user_gen=..., everyone_gen=...), horizon_us=1)
+def test_the_guard_looks_at_the_horizon_after_the_cutoffs(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = token(iat=90, auth_time=90, exp=300, user_gen=..., everyone_gen=...)
+    looks = watched_check(monkeypatch, raw, horizon_us=1)
     assert list(dict.fromkeys(look for look in looks if look in small_models.LOOK_UP)) == list(small_models.LOOK_UP)
 
 

@@ -1,163 +1,112 @@
-"""The listener keeps the orders that tests/unit/model.py and small_models.py prove, statement by statement."""
+"""The listener keeps the orders that tests/unit/model.py, crash_model.py and small_models.py prove, statement by
+statement."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from lastcall import listener as listener_module
-from lastcall.cutoffs import Cutoff, Cutoffs
-from lastcall.listener import CutoffListener
-from tests.unit import model, small_models
+from lastcall.cutoffs import Cutoffs
+from lastcall.listener import CANARY, ROUND_S, SILENCE_S, CutoffListener
+from tests.unit import crash_model, model, small_models
+from tests.unit.played_database import (
+    LOG,
+    ROW,
+    SECOND_NS,
+    PlayedDatabase,
+    RecordingClock,
+    as_model,
+    only_first_clock,
+)
 
-SECOND_NS = 1_000_000_000
-LOG = list[str]
-
-STATEMENTS = {
-    "UPDATE workers SET renewals": "renew",
-    "INSERT INTO workers": "register",
-    "SELECT pg_snapshot_xmax": "went back?",
-    "cutoffs AS c": "read",
-    "UPDATE workers SET snapshot": "position",
-    "DELETE FROM workers": "delete row",
-    "LISTEN lastcall_cutoffs": "listen",
-}
+LOAD = ["begin", "one snapshot", "position of the load", "load", "apply", "commit"]
 
 
-class FakeCursor(list[tuple[Any, ...]]):
-    def fetchone(self) -> tuple[Any, ...] | None:
-        return self[0] if self else None
+def play_round(listener: CutoffListener, database: PlayedDatabase) -> LOG:
+    """The steps of one round, its clock set to 0 before."""
+    database.log.clear()
+    listener._round(database)  # type: ignore[arg-type]
+    return only_first_clock(database.log)
 
 
-class FakeConnection:
-    """Writes down what is sent. `went_back` and `row_exists` decide what the database answers."""
-
-    def __init__(self, log: LOG, *, row_exists: bool = True, went_back: bool = False) -> None:
-        self.log, self.row_exists, self.went_back = log, row_exists, went_back
-        self.listener: CutoffListener | None = None
-        self.reads: list[str] = []
-        self.lease_at_delete: int | None = None
-
-    def execute(self, query: str, parameters: Any = ()) -> FakeCursor:
-        step = next((step for start, step in STATEMENTS.items() if start in query), "")
-        if step:
-            self.log.append(step)
-        if step == "delete row" and self.listener is not None:
-            self.lease_at_delete = self.listener.cutoffs.lease_until_ns
-        if step == "renew":
-            return FakeCursor([(1,)] if self.row_exists else [])
-        if step == "went back?":
-            return FakeCursor([(self.went_back,)])
-        if step == "read":
-            self.reads.append(query)
-            row = ("user", "u1", 5, 1_000_000, 10**15)
-            return FakeCursor([("10:20:", 1_700_000_000_000_000, 0, *row)])
-        return FakeCursor([(1, False)])
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        self.log.append("begin")
-        yield
-        self.log.append("commit")
-
-    def notifies(self, *, timeout: float, stop_after: int | None = None) -> Iterator[str]:
-        if timeout > 0 and self.listener is not None and "listen" in self.log:
-            self.log.append("wait")
-            self.listener._stopping.set()
-        yield "heard"
+def serve(listener: CutoffListener, database: PlayedDatabase, monkeypatch: pytest.MonkeyPatch) -> LOG:
+    """What happens on one connection, until the listener stops while it waits for the first time."""
+    database.listener = listener
+    monkeypatch.setattr(listener, "_connect", lambda: database)
+    listener._serve(database)  # type: ignore[arg-type]
+    return database.log
 
 
-class RecordingCutoffs(Cutoffs):
-    def __init__(self, log: LOG) -> None:
-        super().__init__()
-        self.log = log
-
-    def advance(self, cutoff: Cutoff) -> bool:
-        self.log.append("apply")
-        return super().advance(cutoff)
-
-    def renew_lease(self, until_ns: int) -> None:
-        self.log.append("lease")
-        super().renew_lease(until_ns)
-
-    def fence(self) -> None:
-        self.log.append("fence")
-        super().fence()
+def test_a_round_of_the_listener_is_the_round_of_the_model(listener: CutoffListener, log: LOG) -> None:
+    assert as_model(play_round(listener, PlayedDatabase(log))) == list(model.WORKER)
+    assert [step for moment in crash_model.ROUND for step in moment] == list(model.WORKER)
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> LOG:
-    """The steps in their order; the listener's clock says 1 s, 2 s, 3 s, …"""
-    written: LOG = []
-
-    def clock() -> int:
-        written.append("clock")
-        return written.count("clock") * SECOND_NS
-
-    monkeypatch.setattr(listener_module, "boottime_ns", clock)
-    return written
+def test_every_round_reads_what_is_new_since_the_position_before(listener: CutoffListener, log: LOG) -> None:
+    database = PlayedDatabase(log)
+    positions = []
+    for _ in range(3):
+        assert as_model(play_round(listener, database)) == list(model.WORKER)
+        query, (position,) = database.sent["read"]
+        assert "pg_snapshot_xmin" in query
+        positions.append(position)
+    assert positions == ["1:2:", "10:20:", "10:20:"]
 
 
-@pytest.fixture
-def listener(log: LOG) -> CutoffListener:
-    return CutoffListener("postgresql://nowhere", RecordingCutoffs(log), lease_s=2.0)
+def test_a_later_round_looks_whether_the_database_went_back_before_it_reads(listener: CutoffListener, log: LOG) -> None:
+    """The number that its renewal answers with tells."""
+    database = PlayedDatabase(log)
+    play_round(listener, database)
+    assert listener._renewals == database.renewals == 11
+    assert as_model(play_round(listener, database)) == list(model.WORKER)
+    database.renewals = 7
+    steps = play_round(listener, database)
+    assert steps.index("renew") < steps.index("fence") < steps.index("read")
 
 
-def play_round(listener: CutoffListener, **answers: bool) -> tuple[LOG, FakeConnection]:
-    log = listener.cutoffs.log  # type: ignore[attr-defined]
-    log.clear()
-    connection = FakeConnection(log, **answers)
-    listener._round(connection)  # type: ignore[arg-type]
-    first_clock = log.index("clock")
-    return [step for i, step in enumerate(log) if step != "clock" or i == first_clock], connection
-
-
-def as_model(log: LOG) -> LOG:
-    """Autocommit: a statement outside a transaction is committed before the next one is sent."""
-    return [part for step in log for part in (("renew", "commit") if step == "renew" else (step,))]
-
-
-def test_a_round_of_the_listener_is_the_round_of_the_model(listener: CutoffListener) -> None:
-    first, _ = play_round(listener)
-    assert as_model(first) == list(model.WORKER)
-
-
-def test_a_later_round_looks_whether_the_database_went_back_before_it_reads(listener: CutoffListener) -> None:
-    play_round(listener)
-    second, connection = play_round(listener)
-    assert second.index("renew") < second.index("went back?") < second.index("read")
-    assert as_model([step for step in second if step != "went back?"]) == list(model.WORKER)
-    assert "pg_snapshot_xmin" in connection.reads[0], "only what is new"
-
-
-def test_the_lease_counts_from_the_clock_before_anything_was_sent(listener: CutoffListener) -> None:
-    play_round(listener)
+def test_the_lease_counts_from_the_clock_before_anything_was_sent(listener: CutoffListener, log: LOG) -> None:
+    play_round(listener, PlayedDatabase(log))
     assert listener.cutoffs.lease_until_ns == 1 * SECOND_NS + 2 * SECOND_NS
 
 
-def test_a_row_that_is_gone_is_registered_and_committed_before_reading(listener: CutoffListener) -> None:
-    steps, _ = play_round(listener, row_exists=False)
-    assert steps[:6] == ["clock", "renew", "begin", "register", "commit", "read"]
-
-
-def test_a_database_that_went_back_fences_first_and_everything_is_read(listener: CutoffListener) -> None:
-    play_round(listener)
-    steps, connection = play_round(listener, went_back=True)
-    assert steps == ["clock", "renew", "went back?", "fence", "read", "apply", "lease", "position"]
-    assert "pg_snapshot_xmin" not in connection.reads[0]
-
-
-def test_a_failing_read_neither_extends_the_lease_nor_writes_a_position(
-    listener: CutoffListener, log: LOG, monkeypatch: pytest.MonkeyPatch
+def test_a_row_that_is_gone_is_registered_and_committed_before_everything_is_read(
+    listener: CutoffListener, log: LOG
 ) -> None:
-    play_round(listener)
+    steps = play_round(listener, PlayedDatabase(log, renewals=None))
+    assert steps == [
+        *("clock", "renew", "register", "xids behind?"),
+        *LOAD,
+        *("read", "apply", "lease", "position"),
+    ]
+
+
+def test_a_load_is_one_snapshot_whose_position_is_read_with_it(listener: CutoffListener, log: LOG) -> None:
+    listener._load(PlayedDatabase(log))  # type: ignore[arg-type]
+    assert [step for step in log if step != "clock"] == LOAD
+    assert listener._position == "5:9:"
+
+
+def test_a_load_alone_lets_no_lease_count_and_confirms_nothing(listener: CutoffListener, log: LOG) -> None:
+    listener._load(PlayedDatabase(log))  # type: ignore[arg-type]
+    assert not {"lease", "position"} & set(log)
+    assert (listener.cutoffs.lease_until_ns, listener.cutoffs.loaded, listener.reads_done) == (0, False, 0)
+
+
+@pytest.mark.parametrize("fails", ["load", "read"])
+def test_a_failing_read_neither_extends_the_lease_nor_writes_a_position(
+    listener: CutoffListener, log: LOG, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    database = PlayedDatabase(log)
+    play_round(listener, database)
+    database.renewals = None if fails == "load" else database.renewals
     monkeypatch.setattr(listener.cutoffs, "advance", lambda _: 1 / 0)
     log.clear()
     with pytest.raises(ZeroDivisionError):
-        listener._round(FakeConnection(log))  # type: ignore[arg-type]
+        listener._round(database)  # type: ignore[arg-type]
+    assert fails in log
     assert "lease" not in log
     assert "position" not in log
 
@@ -170,13 +119,117 @@ def test_every_statement_of_the_listener_is_committed_at_once(monkeypatch: pytes
     assert given["target_session_attrs"] == "read-write"
 
 
+# ----------------------------------------------------------------------------------------------- a whole connection
+
+
 def test_the_listener_registers_then_listens_then_reads_and_takes_its_row_away_last(
+    listener: CutoffListener, listener_clock: RecordingClock, log: LOG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener_clock.step_ns = 0
+    database = PlayedDatabase(log)
+    steps = [step for step in serve(listener, database, monkeypatch) if step != "clock"]
+    steps = steps[steps.index("register") :]
+    round_of_the_model = ["renew", "read", "apply", "lease", "position"]
+    assert steps == ["register", "listen", *LOAD, *round_of_the_model, "wait", *round_of_the_model, "delete row"]
+    assert small_models.START == ("listen", "read")
+    assert crash_model.CONNECT == (("register",), ("load",))
+    assert database.lease_at["delete row"] == 0, "a worker without a row must trust nothing"
+
+
+def test_renewals_are_durable_before_the_first_one_is_sent(
+    listener: CutoffListener, listener_clock: RecordingClock, log: LOG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener_clock.step_ns = 0
+    steps = serve(listener, PlayedDatabase(log), monkeypatch)
+    assert steps.index("durable") < steps.index("register")
+
+
+def test_a_row_says_which_incarnation_it_was_registered_in_and_forgets_its_position(
     listener: CutoffListener, log: LOG
 ) -> None:
-    connection = FakeConnection(log)
-    connection.listener = listener
-    listener._serve(connection)  # type: ignore[arg-type]
-    steps = [step for step in log if step in ("register", "commit", "listen", "read", "wait", "delete row")]
-    assert steps[:4] == ["register", "commit", *small_models.START]
-    assert steps[-1] == "delete row"
-    assert connection.lease_at_delete == 0, "a worker without a row must trust nothing"
+    database = PlayedDatabase(log)
+    listener._register(database)  # type: ignore[arg-type]
+    query, _ = database.sent["register"]
+    assert "SELECT id FROM incarnation" in query
+    assert "incarnation = excluded.incarnation" in query
+    assert "snapshot = NULL" in query
+
+
+def test_the_notify_that_proves_a_connection_comes_from_another_one(
+    listener: CutoffListener, listener_clock: RecordingClock, log: LOG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener_clock.step_ns = 0
+    steps = serve(listener, PlayedDatabase(log), monkeypatch)
+    assert steps[: steps.index("closed") + 1] == ["another connection", "notify", "closed"]
+
+
+@pytest.mark.parametrize(("lease_s", "longest_s"), [(0.4, 0.1), (2.0, ROUND_S), (60.0, ROUND_S)])
+def test_a_round_follows_after_a_quarter_of_a_lease_or_half_a_second(
+    listener: CutoffListener, listener_clock: RecordingClock, lease_s: float, longest_s: float
+) -> None:
+    class Silent:
+        def notifies(self, *, timeout: float, stop_after: int | None = None) -> list[str]:
+            listener_clock.now_ns += int(timeout * SECOND_NS)
+            return []
+
+    listener.lease_s, listener_clock.step_ns = lease_s, 0
+    listener._wait_for_a_hint(Silent())  # type: ignore[arg-type]
+    assert listener_clock.now_ns == pytest.approx(longest_s * SECOND_NS, abs=100)
+
+
+def test_the_listener_tries_again_within_a_second_however_long_the_database_is_away(
+    listener: CutoffListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait(delay_s: float) -> None:
+        waits.append(delay_s)
+        if len(waits) == 6:
+            listener._stopping.set()
+
+    def away() -> None:
+        raise psycopg.OperationalError("away")
+
+    monkeypatch.setattr(listener, "_connect", away)
+    monkeypatch.setattr(listener_module.random, "uniform", lambda _, most: most)
+    monkeypatch.setattr(listener._stopping, "wait", wait)
+    listener._run()
+    assert waits == [0.1, 0.2, 0.4, 0.8, 0.8, 0.8]
+    assert listener.database_is_silent
+
+
+# ------------------------------------------------------------------------------------------------- what others see
+
+
+def test_the_database_is_silent_when_a_statement_takes_too_long(
+    listener: CutoffListener, listener_clock: RecordingClock
+) -> None:
+    listener_clock.step_ns = 0
+    assert not listener.database_is_silent
+    listener._busy_since_ns = 5 * SECOND_NS
+    listener_clock.now_ns = int((5 + SILENCE_S) * SECOND_NS)
+    assert not listener.database_is_silent
+    listener_clock.now_ns += 1
+    assert listener.database_is_silent
+
+
+def test_a_round_ends_the_silence(listener: CutoffListener, listener_clock: RecordingClock, log: LOG) -> None:
+    listener_clock.step_ns = 0
+    listener._away = True
+    assert listener.database_is_silent
+    play_round(listener, PlayedDatabase(log))
+    assert not listener.database_is_silent
+
+
+def test_a_change_is_told_once_and_the_canary_is_none(listener: CutoffListener, log: LOG) -> None:
+    told: list[str] = []
+    listener._on_change = lambda: told.append("position" if "position" in log else "too early")
+    database = PlayedDatabase(log)
+    database.rows = [(*ROW[:2], 5, ROW[3], 10**17)]
+    play_round(listener, database)
+    play_round(listener, database)
+    assert told == ["position"], "rows are read again and again"
+    database.rows = [("user", CANARY, 7, 1, 10**17)]
+    play_round(listener, database)
+    assert told == ["position"]
+    assert database.sent["position"][1][1] == 7, "the canary that this worker refuses"

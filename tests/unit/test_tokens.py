@@ -11,7 +11,7 @@ from lastcall.claims import LARGEST, Claims
 from lastcall.errors import Expired, Invalid, Malformed, TokenRejected
 from lastcall.strict import read_base64url
 from lastcall.tokens import KeyRing, generate_signing_key, issue, verify
-from tests.unit.by_hand import HS256, NOW_S, SID, good_header, good_payload, guard_for, sign, token
+from tests.unit.by_hand import HS256, NOW_S, SID, SIGNED_IN_S, good_header, good_payload, guard_for, sign, token
 
 RS256 = KeyRing.parse(json.dumps(generate_signing_key("RS256")))
 
@@ -31,9 +31,10 @@ def test_every_claim_comes_back() -> None:
         roles=("admin", "user"),
         client_id="api",
         jti="j1",
-        auth_time=NOW_S,
+        auth_time=SIGNED_IN_S,
         username="ann",
     )
+    assert read(token(nbf=NOW_S - 5)).nbf == NOW_S - 5
 
 
 def test_an_issued_token_names_its_type_algorithm_and_key() -> None:

@@ -1,0 +1,61 @@
+"""From the DELETE to its receipt: force logouts on real gunicorn workers and a real, durable PostgreSQL."""
+
+from __future__ import annotations
+
+import secrets
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from models.database import apply_schema
+from tests.conftest import FAST_ENVIRONMENT, PASSWORD
+from tests.gunicorn import Gunicorn
+from tools.postgres import APP, EmbeddedPostgres
+
+WORKERS = (1, 2, 4, 8)
+LOGOUTS = 100
+
+
+def measure(advance: Callable[[str], None]) -> dict[int, list[float]]:
+    """Milliseconds from DELETE to receipt, by the number of workers."""
+    found: dict[int, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as postgres:
+        for count in WORKERS:
+            url = postgres.create_database(f"bench_{count}")
+            apply_schema(url)
+            postgres.let_in(APP)
+            environment = {
+                **FAST_ENVIRONMENT,
+                "DATABASE_URL": url,
+                "LASTCALL_SIGNING_KEY": secrets.token_hex(32),
+                "LASTCALL_DATA_DIR": folder,
+            }
+            with Gunicorn(count, (), environment, Path(folder) / f"gunicorn-{count}.log") as gunicorn:
+                admin = gunicorn.sign_in("admin", PASSWORD)["access_token"]
+                body = {"username": "bench", "password": PASSWORD}
+                made = gunicorn.ask("POST", "/api/v1/admin/users", token=admin, body=body)
+                path = f"/api/v1/admin/sessions/{made.json['user_id']}"
+                line = gunicorn.lines()[0]
+                for number in range(LOGOUTS):
+                    advance(f"{count} workers: force logout {number + 1} of {LOGOUTS}")
+                    gunicorn.sign_in("bench", PASSWORD)
+                    began = time.perf_counter()
+                    answer = line.ask("DELETE", path, token=admin)
+                    found.setdefault(count, []).append((time.perf_counter() - began) * 1000)
+                    if answer.json["workers"] | {"elapsed_ms": 0} != _all_of(count):
+                        raise SystemExit(f"not in force: {answer.text}")
+    return found
+
+
+def _all_of(count: int) -> dict[str, object]:
+    return {"live": count, "confirmed": count, "fenced": 0, "elapsed_ms": 0, "unconfirmed": []}
+
+
+def table(found: dict[int, list[float]]) -> list[str]:
+    lines = ["| workers | ms, median | p99 | most |", "| --- | --- | --- | --- |"]
+    for count, values in found.items():
+        p99 = statistics.quantiles(values, n=100)[98]
+        lines.append(f"| {count} | {statistics.median(values):.1f} | {p99:.1f} | {max(values):.1f} |")
+    return lines
