@@ -64,18 +64,29 @@ def _network(value: str) -> str:
         raise ValueError("give an address or a network such as 10.0.0.0/8") from None
 
 
+def _documented(**keywords: Any) -> Any:
+    """What a validator of ours asks for, in the words of the OpenAPI document."""
+    return Field(json_schema_extra=keywords)
+
+
+_CHARACTER, _EDGE = r"[^\x00-\x1f\x7f-\x9f]", r"[^\s\x00-\x1f\x7f-\x9f]"
+_PLAIN = _documented(pattern=f"^{_CHARACTER}*$")
+_TRIMMED = _documented(pattern=f"^{_EDGE}({_CHARACTER}*{_EDGE})?$")
+_NETWORK = _documented(format="ip-network", examples=["10.0.0.0/8", "2001:db8::1"])
+
 Time = Annotated[datetime, PlainSerializer(write_time, return_type=str)]
 TimeGiven = Annotated[datetime, BeforeValidator(_read_time)]
 Name = Annotated[
-    str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text), AfterValidator(_trimmed)
+    str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text), AfterValidator(_trimmed), _TRIMMED
 ]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_plain_text)]
-Reason = Annotated[str, StringConstraints(max_length=500), AfterValidator(_plain_text)]
+ClientName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text), _PLAIN]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_plain_text), _PLAIN]
+Reason = Annotated[str, StringConstraints(max_length=500), AfterValidator(_plain_text), _PLAIN]
 NewPassword = Annotated[str, StringConstraints(min_length=8, max_length=1024)]
 Password = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Role = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"), AfterValidator(_plain_text)]
 Roles = Annotated[list[Role], Field(max_length=32)]
-Network = Annotated[str, StringConstraints(max_length=50), AfterValidator(_network)]
+Network = Annotated[str, StringConstraints(max_length=50), AfterValidator(_network), _NETWORK]
 Limit = Annotated[int, BeforeValidator(_read_whole), Field(ge=1, le=200)]
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
 Cursor = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
@@ -105,9 +116,7 @@ class Nothing(Given):
 class SignIn(Given):
     username: Name
     password: Password
-    client_id: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text)] | None = (
-        None
-    )
+    client_id: ClientName | None = None
 
 
 class Refresh(Given):

@@ -177,12 +177,15 @@ class CutoffListener:
     def _complain(self, error: Exception) -> None:
         if not self._complained and not self._stopping.is_set():
             self._complained = True
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
+            if isinstance(error, Unsuitable):
+                log.error("lastcall: worker %s does not get ready: %s", os.getpid(), reason)
+                return
             log.warning(
                 "lastcall: worker %s has lost the database (%s); it trusts its cutoffs for at most %.1f s more and"
                 " keeps trying",
                 os.getpid(),
-                reason[:300],
+                reason,
                 self.lease_s,
             )
 

@@ -8,12 +8,9 @@ paused after it had read them mints nothing, or its token could outlive the cuto
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import ipaddress
 import secrets
 import uuid
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,24 +20,23 @@ from uuid import UUID
 from sqlalchemy import Row, text
 
 from lastcall.claims import Claims
-from lastcall.errors import DatabaseAway, Malformed, Revoked
-from lastcall.strict import read_base64url, write_base64url
+from lastcall.errors import DatabaseAway, Revoked
+from lastcall.strict import write_base64url
 from lastcall.tokens import issue
 from models import passwords
 from models.audit import Actor
 from models.database import Busy, db, position_of_transaction, say, transaction
 from models.device import describe_device
-from models.errors import NotAllowed, NotFound, RefreshRejected, Throttled, WrongCredentials
+from models.errors import NotAllowed, NotFound, RefreshRejected, WrongCredentials
 from models.force_logout import Receipt, revoke_session
+from models.refresh_token import FAMILY_BYTES, SECRET_BYTES, digest, read_refresh_token, sealed
+from models.throttle import note_failure, refuse_when_throttled, refuse_when_throttled_by_now
 from settings import Settings
 
 GRACE_S = 10.0
 """How long the newest predecessor of a refresh token still gets the same successor, for racing tabs (seconds)."""
-FAILURES_ALLOWED, FAILURES_WINDOW_S = 10, 300
 TRIES = 3
 """How often a sign-in reads the facts and checks the password, when they change while it does (argon2 is not free)."""
-_FAMILY_BYTES, _SECRET_BYTES = 16, 32
-_REFRESH_LENGTH = 64
 
 _USER_FACTS = """
 SELECT
@@ -91,11 +87,11 @@ def sign_in(
         with transaction():
             user = _facts_by("lower(u.username) = lower(:key)", username)
             name = user.username or username
-            _refuse_when_throttled(name, client.ip)
+            refuse_when_throttled(name, client.ip)
         # No connection is held while argon2 works.
         right = passwords.verify_password(user.password_hash, password)
         if not right or user.disabled:
-            _note_failure(name, client.ip)
+            note_failure(name, client.ip)
             raise WrongCredentials
         tokens = _mint(user, client, settings, needed_role)
         if tokens is not None:
@@ -107,11 +103,11 @@ def sign_in(
 
 def _mint(user: Row[Any], client: ClientInfo, settings: Settings, needed_role: str | None) -> Tokens | None:
     """Write the session's row, and sign its token. None when what the password was checked against holds no more."""
-    family, secret = secrets.token_bytes(_FAMILY_BYTES), secrets.token_bytes(_SECRET_BYTES)
+    family, secret = secrets.token_bytes(FAMILY_BYTES), secrets.token_bytes(SECRET_BYTES)
     session_id = uuid.uuid4()
     with transaction() as session:
         # Again: others may have failed meanwhile, and a right guess after the tenth must be told what a wrong one is.
-        _refuse_when_throttled_by_now(user.username, client.ip)
+        refuse_when_throttled_by_now(user.username, client.ip)
         if needed_role is not None and needed_role not in user.roles:
             raise NotAllowed(f"This needs the role {needed_role}, which {user.username} does not have: ask an admin.")
         row = session.execute(
@@ -144,8 +140,8 @@ def _mint(user: Row[Any], client: ClientInfo, settings: Settings, needed_role: s
                 "lifetime": min(settings.refresh_ttl, settings.session_max_age),
                 "user_gen": user.user_gen,
                 "everyone_gen": user.everyone_gen,
-                "family_hash": _hash(family),
-                "refresh_hash": _hash(secret),
+                "family_hash": digest(family),
+                "refresh_hash": digest(secret),
             },
         ).one_or_none()
     if row is None:
@@ -160,20 +156,20 @@ def refresh(raw: str, client: ClientInfo, settings: Settings) -> Tokens:
 
     Raises Malformed, RefreshRejected, Revoked, and RefreshReused, whose session has been ended by then: confirm it.
     """
-    presented = _read_refresh_token(raw)
-    family, secret = presented[:_FAMILY_BYTES], presented[_FAMILY_BYTES:]
+    presented = read_refresh_token(raw)
+    family, secret = presented[:FAMILY_BYTES], presented[FAMILY_BYTES:]
     with transaction():
-        row = _locked_session("family_hash = :key", _hash(family))
+        row = _locked_session("family_hash = :key", digest(family))
         user = _standing_user(row)
-        if hmac.compare_digest(_hash(secret), row.refresh_hash):
+        if hmac.compare_digest(digest(secret), row.refresh_hash):
             return _rotate(row, user, family, secret, client, settings)
         if (
             row.previous_refresh_hash is not None
             and row.sealed_successor is not None
             and row.now - row.rotated_at < timedelta(seconds=GRACE_S)
-            and hmac.compare_digest(_hash(secret), row.previous_refresh_hash)
+            and hmac.compare_digest(digest(secret), row.previous_refresh_hash)
         ):
-            successor = _sealed(secret, row.sealed_successor)
+            successor = sealed(secret, row.sealed_successor)
             return _prolong(row, user, family + successor, client, settings, {})
     actor = Actor("lastcall", reason="A refresh token was used twice")
     raise RefreshReused(revoke_session(row.id, actor, cause="refresh_reuse"))
@@ -187,10 +183,10 @@ def renew(session_id: str, client: ClientInfo, settings: Settings) -> Tokens:
     with transaction():
         row = _locked_session("id = :key", UUID(session_id))
         user = _standing_user(row)
-        family, successor = secrets.token_bytes(_FAMILY_BYTES), secrets.token_bytes(_SECRET_BYTES)
+        family, successor = secrets.token_bytes(FAMILY_BYTES), secrets.token_bytes(SECRET_BYTES)
         changes = {
-            "family_hash": _hash(family),
-            "refresh_hash": _hash(successor),
+            "family_hash": digest(family),
+            "refresh_hash": digest(successor),
             "previous_refresh_hash": None,
             "sealed_successor": None,
         }
@@ -201,12 +197,12 @@ def prove_password(claims: Claims, password: str, client: ClientInfo) -> Row[Any
     """Make sure that it is still the person who signed in. Returns his facts. Raises WrongCredentials, Throttled."""
     with transaction():
         user = _facts_by("u.id = CAST(:key AS uuid)", claims.sub)
-        _refuse_when_throttled(user.username or claims.sub, client.ip)
+        refuse_when_throttled(user.username or claims.sub, client.ip)
     if not passwords.verify_password(user.password_hash, password):
-        _note_failure(user.username or claims.sub, client.ip)
+        note_failure(user.username or claims.sub, client.ip)
         raise WrongCredentials("The current password is wrong.")
     with transaction():
-        _refuse_when_throttled_by_now(user.username, client.ip)
+        refuse_when_throttled_by_now(user.username, client.ip)
     return user
 
 
@@ -282,11 +278,11 @@ def _standing_user(row: Row[Any]) -> Row[Any]:
 def _rotate(
     row: Row[Any], user: Row[Any], family: bytes, secret: bytes, client: ClientInfo, settings: Settings
 ) -> Tokens:
-    successor = secrets.token_bytes(_SECRET_BYTES)
+    successor = secrets.token_bytes(SECRET_BYTES)
     changes = {
-        "refresh_hash": _hash(successor),
+        "refresh_hash": digest(successor),
         "previous_refresh_hash": row.refresh_hash,
-        "sealed_successor": _sealed(secret, successor),
+        "sealed_successor": sealed(secret, successor),
         "rotated_at": row.now,
     }
     return _prolong(row, user, family + successor, client, settings, changes)
@@ -369,104 +365,3 @@ def _rehash(user: Row[Any], password: str) -> None:
             text("UPDATE users SET password_hash = :new WHERE id = :id AND password_hash = :old"),
             {"new": new, "id": user.id, "old": user.password_hash},
         )
-
-
-# --------------------------------------------------------------------------------------------------- refresh tokens
-
-
-def _read_refresh_token(raw: str) -> bytes:
-    """Family (which session) and secret (which of its tokens): 128 and 256 random bits."""
-    try:
-        if len(raw) != _REFRESH_LENGTH:
-            raise ValueError
-        return read_base64url(raw)
-    except ValueError:
-        raise Malformed("This is not a refresh token: send it just as it was issued.") from None
-
-
-def _hash(part: bytes) -> bytes:
-    return hashlib.sha256(part).digest()
-
-
-def _sealed(predecessor: bytes, successor: bytes) -> bytes:
-    """The successor, readable only with its predecessor: a one-time pad from 256 random bits that are used once.
-
-    The database keeps it for the grace, so that racing tabs get the same successor; it alone opens nothing. Applied
-    twice, it is open again.
-    """
-    pad = hmac.digest(predecessor, b"lastcall successor", "sha256")
-    return bytes(a ^ b for a, b in zip(pad, successor, strict=True))
-
-
-# ------------------------------------------------------------------------------------------------------- throttling
-
-
-def _keys(username: str, ip: str | None) -> Sequence[str]:
-    """What failures are counted by: the name, and the address (of IPv6, its network of 64 bits)."""
-    address = ip or "unknown"
-    if ":" in address:
-        address = str(ipaddress.ip_network((address, 64), strict=False))
-    return hashlib.sha256(username.lower().encode()).hexdigest(), address
-
-
-def _failures(username: str, ip: str | None) -> tuple[int, int]:
-    """The failures of the name or of the address in the window, the larger number; and when that ends (seconds)."""
-    name_key, address_key = _keys(username, ip)
-    row = db.session.execute(
-        text("""
-            SELECT greatest(by_name.n, by_address.n) AS n, ceil(extract(epoch FROM
-                coalesce(CASE WHEN by_name.n > by_address.n THEN by_name.oldest ELSE by_address.oldest END,
-                    clock_timestamp()) + make_interval(secs => :window) - clock_timestamp()))::int AS wait_s
-            FROM
-                (SELECT count(*) AS n, min(tried_at) AS oldest FROM (
-                    SELECT tried_at FROM sign_in_attempts WHERE name_key = :name_key
-                    AND tried_at > clock_timestamp() - make_interval(secs => :window)
-                    ORDER BY tried_at DESC LIMIT :allowed) AS a) AS by_name,
-                (SELECT count(*) AS n, min(tried_at) AS oldest FROM (
-                    SELECT tried_at FROM sign_in_attempts WHERE address_key = :address_key
-                    AND tried_at > clock_timestamp() - make_interval(secs => :window)
-                    ORDER BY tried_at DESC LIMIT :allowed) AS a) AS by_address
-        """),
-        {
-            "name_key": name_key,
-            "address_key": address_key,
-            "window": FAILURES_WINDOW_S,
-            "allowed": FAILURES_ALLOWED,
-        },
-    ).one()
-    return row.n, max(1, row.wait_s)
-
-
-def _refuse_when_throttled(username: str, ip: str | None) -> None:
-    failures, wait_s = _failures(username, ip)
-    if failures >= FAILURES_ALLOWED:
-        raise Throttled(wait_s)
-
-
-def _refuse_when_throttled_by_now(username: str, ip: str | None) -> None:
-    """The same, in the transaction that depends on it: no failure is counted between this look and its end.
-
-    The lock is shared, so that people behind one address wait for those who fail, not for each other.
-    """
-    _lock_keys(username, ip, "pg_advisory_xact_lock_shared")
-    _refuse_when_throttled(username, ip)
-
-
-def _lock_keys(username: str, ip: str | None, lock: str) -> None:
-    keys = sorted(_keys(username, ip))  # in one order, so that two cannot wait for each other
-    query = f"SELECT {lock}(hashtextextended(key, 7530003)) FROM unnest(CAST(:keys AS text [])) AS key"
-    db.session.execute(text(query), {"keys": keys})
-
-
-def _note_failure(username: str, ip: str | None) -> None:
-    """Count a failure, for all workers as one: whoever makes the tenth is told so. Raises Throttled."""
-    name_key, address_key = _keys(username, ip)
-    with transaction() as session:
-        _lock_keys(username, ip, "pg_advisory_xact_lock")
-        session.execute(
-            text("INSERT INTO sign_in_attempts (name_key, address_key) VALUES (:name_key, :address_key)"),
-            {"name_key": name_key, "address_key": address_key},
-        )
-        failures, wait_s = _failures(username, ip)
-    if failures >= FAILURES_ALLOWED:
-        raise Throttled(wait_s)

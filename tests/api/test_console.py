@@ -7,7 +7,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from models import sign_in
+from models import throttle
 from models import user as users
 from settings import from_environment
 from tests.actors import Actor
@@ -193,8 +193,8 @@ def test_a_bad_filter_is_an_error_that_names_the_field(browser: FlaskClient) -> 
 
 
 def test_guessing_is_throttled_at_the_door_as_well(client: FlaskClient, root: Actor) -> None:
-    statuses = [enter(client, "wrong password").status_code for _ in range(sign_in.FAILURES_ALLOWED)]
-    assert statuses == [401] * (sign_in.FAILURES_ALLOWED - 1) + [429]
+    statuses = [enter(client, "wrong password").status_code for _ in range(throttle.FAILURES_ALLOWED)]
+    assert statuses == [401] * (throttle.FAILURES_ALLOWED - 1) + [429]
     response = enter(client)
     assert response.status_code == 429 and int(response.headers["Retry-After"]) > 0
 

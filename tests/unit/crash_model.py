@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from tests.unit.model import trace_to, walk
@@ -175,17 +176,19 @@ def crashes(world: World) -> Iterator[tuple[str, World]]:
             )
 
 
-def time_passes(world: World) -> World:
-    def later(worker: Worker) -> Worker:
-        return worker._replace(
-            row=worker.row._replace(left=max(0, worker.row.left - 1)),
-            durable=worker.durable._replace(left=max(0, worker.durable.left - 1)),
-            clock_left=max(0, worker.clock_left - 1),
-            written=max(0, worker.written - 1),
-            lease_left=max(0, worker.lease_left - 1),
-        )
+@cache
+def a_tick_later(worker: Worker) -> Worker:
+    return worker._replace(
+        row=worker.row._replace(left=max(0, worker.row.left - 1)),
+        durable=worker.durable._replace(left=max(0, worker.durable.left - 1)),
+        clock_left=max(0, worker.clock_left - 1),
+        written=max(0, worker.written - 1),
+        lease_left=max(0, worker.lease_left - 1),
+    )
 
-    return world._replace(workers=in_order(map(later, world.workers)), settles_in=max(0, world.settles_in - 1))
+
+def time_passes(world: World) -> World:
+    return world._replace(workers=in_order(map(a_tick_later, world.workers)), settles_in=max(0, world.settles_in - 1))
 
 
 def in_order(workers: Iterable[Worker]) -> tuple[Worker, ...]:

@@ -1,0 +1,537 @@
+"""Stories: random sequences of all that can happen, against a model in plain Python; a failure shrinks to a short one.
+
+Real are the database, the use cases, two workers with their listeners, guards and confirmations. After each step both
+guards are asked about every access token there ever was, each refresh token that died is tried, and the list of
+sessions is read. The database's clock stands still, so that the model knows exactly what time has ended.
+LASTCALL_STORIES is how many there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from json import dumps
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from app import create_app
+from blueprints.server import Server
+from lastcall.errors import Expired, Invalid, Revoked, TokenRejected
+from models import force_logout, passwords, sign_in
+from models import user as users
+from models.audit import Actor as Who
+from models.database import db
+from models.errors import Conflict, NotFound, RefreshRejected, WrongCredentials
+from models.housekeeping import purge
+from models.login_session import SessionFilter, list_sessions
+from models.sign_in import ClientInfo, RefreshReused, Tokens
+from settings import from_environment
+from tests.conftest import FAST_ENVIRONMENT
+from tests.database.conftest import one
+from tests.database.story_bench import (
+    START,
+    Worker,
+    database_of_a_story,
+    key_ring,
+    make_template,
+    signing_key,
+    stop_all,
+)
+from tests.database.story_model import ACCESS_TTL, MAX_AGE, REFRESH_TTL, Access, Session, User, World
+from tools.postgres import EmbeddedPostgres
+
+STORIES = int(os.environ.get("LASTCALL_STORIES") or 25)
+STEPS = 25
+SOMEBODY = Who("the story")
+REASONS = {"expired": Expired, "unknown key": Invalid, "revoked": Revoked, "any": TokenRejected}
+
+NAMES = st.sampled_from(["ann", "bob", "cid"])
+CLIENTS = st.sampled_from(["web", "cli"])
+ROLES = st.sampled_from([[], ["viewer"], ["editor"], ["editor", "viewer"]])
+FILTERS = st.sampled_from(
+    [{"client": "web"}, {"role": "viewer"}, {"role": "editor"}, {"user": "ann"}, {"client": "cli", "user": "bob"}]
+)
+WORKERS = st.sampled_from([0, 1])
+
+USER_ACTS = {
+    "disable": "UPDATE users SET disabled_at = clock_timestamp() WHERE id = %(id)s AND disabled_at IS NULL",
+    "raise": "UPDATE users SET gen = gen + 1 WHERE id = %(id)s",
+    "cutoff": "INSERT INTO cutoffs AS c (scope, subject, min_gen) SELECT 'user', id::text, gen + 1 FROM users"
+    " WHERE id = %(id)s ON CONFLICT (scope, subject) DO UPDATE SET min_gen = excluded.min_gen",
+    "take roles": "DELETE FROM user_roles WHERE user_id = %(id)s",
+    "delete": "DELETE FROM users WHERE id = %(id)s",
+}
+SESSION_ACTS = {
+    "end": "UPDATE login_sessions SET ended_at = clock_timestamp() WHERE id = %(id)s AND ended_at IS NULL",
+    "cutoff": "INSERT INTO cutoffs (scope, subject) VALUES ('session', %(id)s)"
+    " ON CONFLICT (scope, subject) DO UPDATE SET min_gen = 0",
+    "delete": "DELETE FROM login_sessions WHERE id = %(id)s",
+}
+EVERYONE_ACTS = {
+    "raise": "UPDATE everyone SET gen = gen + 1",
+    "truncate users": "TRUNCATE users CASCADE",
+    "truncate roles": "TRUNCATE user_roles",
+}
+
+_names = (f"story_{number}" for number in itertools.count())
+
+
+class Story(RuleBasedStateMachine):
+    """One story, on a database of its own."""
+
+    postgres: EmbeddedPostgres
+    folder: Path
+    sessions = Bundle("sessions")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        with self.stack:
+            self.begin()
+            self.stack = self.stack.pop_all()
+
+    def begin(self) -> None:
+        url = self.stack.enter_context(database_of_a_story(self.postgres, next(_names)))
+        environment = {
+            **FAST_ENVIRONMENT,
+            "DATABASE_URL": url,
+            "LASTCALL_SIGNING_KEY": dumps(signing_key(0)),
+            "LASTCALL_DATA_DIR": str(self.folder),
+            "LASTCALL_ACCESS_TTL": str(ACCESS_TTL),
+            "LASTCALL_REFRESH_TTL": str(REFRESH_TTL),
+            "LASTCALL_SESSION_MAX_AGE": str(MAX_AGE),
+        }
+        self.settings = from_environment(environment)
+        app = create_app(self.settings)
+        self.server: Server = app.extensions["lastcall_server"]
+        self.psql = self.stack.enter_context(psycopg.connect(url, autocommit=True))
+        self.stack.enter_context(app.app_context())
+        self.stack.callback(db.engine.dispose)
+        self.workers: list[Worker] = []
+        self.stack.callback(lambda: stop_all(self.workers, self.psql))
+        self.workers += [Worker(self.settings) for _ in range(2)]
+        self.world = World(START)
+        self.number = 0
+        self.tried: set[str] = set()
+        for name, roles in (("ann", ["viewer"]), ("bob", ["editor", "viewer"])):
+            self.create_user(name, roles)
+
+    def teardown(self) -> None:
+        self.stack.close()
+
+    # ------------------------------------------------------------------------------------------------------- signing in
+
+    @rule(target=sessions, name=NAMES, client=CLIENTS)
+    def sign_in(self, name: str, client: str) -> Session | MultipleResults[Session]:
+        user = self.world.user(name)
+        if user is None or user.disabled:
+            self.fail_to_sign_in(name, user.password if user else "whatever it was")
+            return multiple()
+        tokens = sign_in.sign_in(name, user.password, here(client), self.settings)
+        session = self.world.sign_in(tokens.session_id, user, client)
+        self.world.mint(session, tokens.access_token)
+        self.world.rotate(session, tokens.refresh_token)
+        return session
+
+    @rule(name=NAMES)
+    def sign_in_with_an_old_password(self, name: str) -> None:
+        user = self.world.user(name)
+        if user is not None and user.past:
+            self.fail_to_sign_in(name, user.past[-1])
+
+    def fail_to_sign_in(self, name: str, password: str) -> None:
+        with pytest.raises(WrongCredentials):
+            sign_in.sign_in(name, password, here("web"), self.settings)
+        self.psql.execute("DELETE FROM sign_in_attempts")
+
+    @rule(session=sessions, back=st.integers(0, 3))
+    def refresh(self, session: Session, back: int) -> None:
+        """With the newest refresh token of a session, or one from so many before."""
+        known = session.orphans + session.refresh
+        raw = known[max(0, len(known) - 1 - back)]
+        match self.world.trade(session, raw):
+            case "refused":
+                self.refresh_in_vain(raw)
+            case "reuse":
+                with pytest.raises(RefreshReused) as reused:
+                    sign_in.refresh(raw, here("web"), self.settings)
+                self.world.end(session)
+                self.confirm(reused.value.receipt.position)
+            case what:
+                tokens = sign_in.refresh(raw, here("web"), self.settings)
+                self.world.mint(session, tokens.access_token)
+                if what == "same":
+                    assert tokens.refresh_token == session.refresh[-1]
+                else:
+                    self.world.rotate(session, tokens.refresh_token)
+                assert tokens.session_id == session.id
+
+    def refresh_in_vain(self, raw: str) -> None:
+        with pytest.raises((RefreshRejected, Revoked)) as refused:
+            sign_in.refresh(raw, here("web"), self.settings)
+        assert not isinstance(refused.value, RefreshReused)
+
+    @rule(session=sessions)
+    def change_own_password(self, session: Session) -> None:
+        token = self.world.good_token(session)
+        if token is None:
+            return
+        claims = self.workers[0].check(token.raw)
+        old, new = session.user.password, self.new_password()
+        tokens, position = sign_in.change_password(claims, old, new, here("web"), self.settings)
+        self.world.end_users([session.user], keep=session)
+        self.world.change_password(session.user, new)
+        self.renewed(session, tokens)
+        self.confirm(position)
+
+    # ------------------------------------------------------------------------------------------------- what admins do
+
+    @rule(name=NAMES, roles=ROLES)
+    def create_user(self, name: str, roles: list[str]) -> None:
+        password = self.new_password()
+        if self.world.user(name) is not None:
+            with pytest.raises(Conflict):
+                users.create_user(name, password, roles)
+            return
+        user = users.create_user(name, password, roles)
+        self.world.users[name] = User(user.user_id, name, password, set(roles))
+
+    @rule(name=NAMES)
+    def change_password(self, name: str) -> None:
+        password = self.new_password()
+        if self.change(name, password=password):
+            self.world.change_password(self.world.users[name], password)
+
+    @rule(name=NAMES)
+    def disable(self, name: str) -> None:
+        if self.change(name, disabled=True):
+            self.world.users[name].disabled = True
+
+    @rule(name=NAMES)
+    def enable(self, name: str) -> None:
+        if self.change(name, disabled=False):
+            self.world.users[name].disabled = False
+
+    def change(self, name: str, *, disabled: bool | None = None, password: str | None = None) -> bool:
+        user = self.world.user(name)
+        if user is None:
+            self.nobody(
+                name, lambda gone: users.change_user(gone, disabled=disabled, password=password, actor=SOMEBODY)
+            )
+            return False
+        changed = users.change_user(UUID(user.id), disabled=disabled, password=password, actor=SOMEBODY)
+        ended = self.world.end_users([user]) if password or (disabled and not user.disabled) else 0
+        assert changed.sessions_ended == ended
+        self.confirm(changed.position)
+        return True
+
+    @rule(name=NAMES, roles=ROLES, revoke=st.booleans())
+    def set_roles(self, name: str, roles: list[str], revoke: bool) -> None:
+        user = self.world.user(name)
+        if user is None:
+            self.nobody(name, lambda gone: users.set_roles(gone, roles, revoke=revoke, actor=SOMEBODY))
+            return
+        changed = users.set_roles(UUID(user.id), roles, revoke=revoke, actor=SOMEBODY)
+        ended = self.world.end_users([user]) if revoke and user.roles - set(roles) else 0
+        user.roles = set(roles)
+        assert changed.sessions_ended == ended
+        self.confirm(changed.position)
+
+    @rule(name=NAMES)
+    def delete(self, name: str) -> None:
+        user = self.world.user(name)
+        if user is None:
+            self.nobody(name, lambda gone: users.delete_user(gone, SOMEBODY))
+            return
+        changed = users.delete_user(UUID(user.id), SOMEBODY)
+        user.exists = False
+        assert changed.sessions_ended == self.world.end_users([user])
+        self.confirm(changed.position)
+
+    def nobody(self, name: str, act: Any) -> None:
+        gone = self.world.users.get(name)
+        with pytest.raises(NotFound):
+            act(UUID(gone.id if gone else "00000000-0000-4000-8000-000000000000"))
+
+    # ------------------------------------------------------------------------------------------------------ revocations
+
+    @rule(name=NAMES)
+    def revoke_user(self, name: str) -> None:
+        user = self.world.users.get(name)
+        if user is not None and (user.exists or self.world.remembers(user)):
+            receipt = force_logout.revoke_user(UUID(user.id), SOMEBODY)
+            self.ended(receipt, self.world.end_users([user]))
+
+    @rule(session=sessions)
+    def revoke_session(self, session: Session) -> None:
+        if session.on_record:
+            receipt = force_logout.revoke_session(UUID(session.id), SOMEBODY)
+            was_active = self.world.state(session) == "active"
+            self.world.end(session)
+            self.ended(receipt, int(was_active))
+
+    @rule(session=sessions)
+    def end_own_other_sessions(self, session: Session) -> None:
+        if self.world.good_token(session) is not None:
+            wanted = SessionFilter(user_id=session.user.id)
+            receipt = force_logout.revoke_matching(wanted, SOMEBODY, keep_session=session.id)
+            self.ended(receipt, self.world.end_where(lambda s: s.user is session.user, keep=session))
+
+    @rule()
+    def revoke_everyone(self) -> None:
+        receipt = force_logout.revoke_everyone(SOMEBODY)
+        self.ended(receipt, self.world.end_everyone())
+
+    @rule(session=sessions)
+    def revoke_everyone_but(self, session: Session) -> None:
+        """Whoever is kept goes on under new tokens; who is out by then is not let in again."""
+        if self.world.state(session) == "expired":
+            return
+        receipt = force_logout.revoke_everyone(SOMEBODY, keep_session=session.id)
+        ended = self.world.end_everyone(keep=session)
+        if session.ended:
+            with pytest.raises((RefreshRejected, Revoked)):
+                sign_in.renew(session.id, here("web"), self.settings)
+            self.confirm(receipt.position)
+        else:
+            self.renewed(session, sign_in.renew(session.id, here("web"), self.settings))
+            self.ended(receipt, ended)
+
+    @rule(wanted=FILTERS, whole_users=st.booleans())
+    def revoke_matching(self, wanted: dict[str, str], whole_users: bool) -> None:
+        def fits(session: Session) -> bool:
+            return (
+                wanted.get("client", session.client) == session.client
+                and wanted.get("user", session.user.name) == session.user.name
+                and ("role" not in wanted or wanted["role"] in session.roles)
+            )
+
+        if whole_users:
+            found = [s.user for s in self.world.sessions if self.world.state(s) == "active" and fits(s)]
+            receipt = force_logout.revoke_users_matching(SessionFilter(**wanted), SOMEBODY)
+            self.ended(receipt, self.world.end_users(found))
+        else:
+            receipt = force_logout.revoke_matching(SessionFilter(**wanted), SOMEBODY)
+            self.ended(receipt, self.world.end_where(fits))
+
+    @rule(session=sessions, of_the_user=st.booleans())
+    def revoke_what_is_older_than(self, session: Session, of_the_user: bool) -> None:
+        wanted = SessionFilter(until=datetime.fromtimestamp(session.created, UTC))
+        if of_the_user:
+            wanted = replace(wanted, user_id=session.user.id)
+        receipt = force_logout.revoke_matching(wanted, SOMEBODY)
+        self.ended(
+            receipt,
+            self.world.end_where(
+                lambda s: s.created < session.created and (not of_the_user or s.user is session.user),
+            ),
+        )
+
+    # ---------------------------------------------------------------------------------------------------- plain SQL
+
+    @rule(name=NAMES, act=st.sampled_from(sorted(USER_ACTS)))
+    def by_sql_to_a_user(self, act: str, name: str) -> None:
+        user = self.world.user(name)
+        if user is None:
+            return
+        self.by_sql(USER_ACTS[act], {"id": user.id})
+        if (act != "disable" or not user.disabled) and (act != "take roles" or user.roles):
+            self.world.end_users([user])
+        if act == "disable":
+            user.disabled = True
+        elif act == "delete":
+            user.exists = False
+        elif act == "take roles":
+            user.roles = set()
+
+    @rule(name=NAMES)
+    def bring_back_by_sql(self, name: str) -> None:
+        """The same row again, with the same id, as from a backup."""
+        user = self.world.users.get(name)
+        if user is not None and not user.exists:
+            insert = "INSERT INTO users (id, username, password_hash) VALUES (%(id)s, %(name)s, %(hash)s)"
+            self.by_sql(insert, {"id": user.id, "name": name, "hash": passwords.hash_password(user.password)})
+            user.exists, user.disabled, user.roles = True, False, set()
+
+    @rule(session=sessions, act=st.sampled_from(sorted(SESSION_ACTS)))
+    def by_sql_to_a_session(self, act: str, session: Session) -> None:
+        if session.on_record:
+            self.by_sql(SESSION_ACTS[act], {"id": session.id})
+            self.world.end(session)
+            session.on_record = act != "delete"
+
+    @rule(act=st.sampled_from(sorted(EVERYONE_ACTS)))
+    def by_sql_to_everyone(self, act: str) -> None:
+        self.by_sql(EVERYONE_ACTS[act])
+        self.world.end_everyone()
+        for user in self.world.users.values():
+            if act == "truncate users":
+                user.exists = False
+            if act.startswith("truncate"):
+                user.roles = set()
+
+    def by_sql(self, statement: str, parameters: dict[str, str] | None = None) -> None:
+        with self.psql.transaction():
+            self.psql.execute(statement, parameters)
+            position = one(self.psql, "SELECT pg_current_xact_id()::text")
+        self.confirm(position)
+
+    # ------------------------------------------------------------------------------------ time, keys, workers, purges
+
+    def all_listen(self) -> bool:
+        return all(worker.listening for worker in self.workers)
+
+    @precondition(all_listen)
+    @rule(seconds=st.sampled_from([1, 11, 45, 120, 310, 700]))
+    def wait(self, seconds: int) -> None:
+        self.set_clock(self.world.now + seconds)
+
+    @precondition(all_listen)
+    @rule(seconds=st.sampled_from([5, 45, 400]))
+    def step_the_clock_back(self, seconds: int) -> None:
+        self.set_clock(self.world.now - seconds)
+
+    def set_clock(self, now: int) -> None:
+        self.world.now = now
+        self.by_sql("SELECT set_clock(%(now)s)", {"now": str(now)})
+
+    @rule()
+    def purge(self) -> None:
+        purge()
+        self.server.housekeeper.tick()
+
+    @rule()
+    def rotate_keys(self) -> None:
+        self.take_keys((self.world.keys[0] + 1, *self.world.keys))
+
+    @rule()
+    def drop_old_keys(self) -> None:
+        self.take_keys(self.world.keys[:1])
+
+    def take_keys(self, keys: tuple[int, ...]) -> None:
+        self.world.keys = keys
+        self.settings = replace(self.settings, keys=key_ring(keys))
+        for worker in self.workers:
+            worker.take_keys(self.settings)
+
+    @rule(worker=WORKERS)
+    def stop_listening(self, worker: int) -> None:
+        self.workers[worker].stop()
+
+    @rule(worker=WORKERS, afresh=st.booleans())
+    def start_listening(self, worker: int, afresh: bool) -> None:
+        self.workers[worker].stop()
+        if afresh:
+            self.workers[worker].start_afresh()
+        else:
+            self.workers[worker].start()
+
+    # ---------------------------------------------------------------------------------------------- what must hold
+
+    @invariant()
+    def every_guard_says_what_the_model_says_of_every_token(self) -> None:
+        for session in self.world.sessions:
+            for number, token in enumerate(session.access):
+                for place, worker in enumerate(self.workers):
+                    what = f"worker {place}, token {number} of {session}"
+                    self.judge(worker, session, token, what)
+
+    def judge(self, worker: Worker, session: Session, token: Access, what: str) -> None:
+        expected = self.world.verdict(token)
+        try:
+            claims = worker.check(token.raw)
+        except TokenRejected as refusal:
+            assert expected != "accepted", f"{what} is refused: {refusal!r}"
+            if expected == "refused":
+                reason = self.world.why_refused(token)
+                assert isinstance(refusal, REASONS[reason]), f"{what} is refused, but not as {reason}: {refusal!r}"
+        else:
+            assert expected != "refused", f"{what} is accepted, though {self.world.why_refused(token)}"
+            assert (claims.sub, claims.sid, claims.roles) == (session.user.id, session.id, token.roles), what
+
+    @invariant()
+    def the_list_shows_what_the_model_says(self) -> None:
+        active = [item.session_id for item in list_sessions(SessionFilter(), limit=200).items]
+        assert sorted(active) == sorted(self.world.active())
+        everything = list_sessions(SessionFilter(state="all"), limit=200).items
+        assert {item.session_id: (item.state, tuple(item.roles)) for item in everything} == {
+            session.id: (self.world.state(session), session.roles)
+            for session in self.world.sessions
+            if session.on_record
+        }
+
+    @invariant()
+    def a_dead_refresh_token_does_nothing(self) -> None:
+        for raw in set(self.world.dead_refresh_tokens()) - self.tried:
+            self.refresh_in_vain(raw)
+            self.tried.add(raw)
+
+    # ------------------------------------------------------------------------------------------------------ small steps
+
+    def new_password(self) -> str:
+        self.number += 1
+        return f"password number {self.number}"
+
+    def renewed(self, session: Session, tokens: Tokens) -> None:
+        assert tokens.session_id == session.id
+        self.world.renew(session, tokens.access_token, tokens.refresh_token)
+
+    def ended(self, receipt: force_logout.Receipt, sessions: int) -> None:
+        assert receipt.sessions_ended == sessions
+        self.confirm(receipt.position)
+
+    def confirm(self, position: str | None) -> None:
+        if position is not None:
+            assert force_logout.confirm(position, self.server.watch).in_force
+
+
+def here(client: str) -> ClientInfo:
+    return ClientInfo(client, "192.0.2.1", "")
+
+
+@pytest.fixture(scope="module")
+def story_postgres(postgres: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    make_template(postgres)
+    yield postgres
+
+
+@pytest.mark.timeout(900 + 2 * STORIES)  # to find a short story takes longer than to tell a long one
+def test_every_story_goes_as_the_model_says(
+    story_postgres: EmbeddedPostgres, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "lastcall")  # that the clock stepped back is part of the story
+    Story.postgres, Story.folder = story_postgres, tmp_path
+    run_state_machine_as_test(
+        Story,
+        settings=hypothesis_settings(
+            derandomize=True,
+            database=None,
+            deadline=None,
+            max_examples=STORIES,
+            stateful_step_count=STEPS,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
