@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from flask import Response, request
 from pydantic import BaseModel, ValidationError
@@ -102,12 +102,16 @@ def next_link(cursor: str | None) -> dict[str, str]:
 
 
 def _read_query(shape: type[Given]) -> Given:
+    try:
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeDecodeError:  # request.args has replaced what was not UTF-8
+        raise ValueError("the query is not UTF-8 text") from None
     given: dict[str, str] = {}
     for name, values in request.args.lists():
         if len(values) > 1:
             raise ValueError("a parameter stands twice in the query")
-        if "\x00" in name + values[0] or "\ufffd" in name + values[0]:
-            raise ValueError("the query is not UTF-8 text")
+        if "\x00" in name + values[0]:
+            raise ValueError("NUL is not allowed")
         given[name] = values[0]
     return shape.model_validate(given)
 

@@ -72,6 +72,7 @@ def _documented(**keywords: Any) -> Any:
 _CHARACTER, _EDGE = r"[^\x00-\x1f\x7f-\x9f]", r"[^\s\x00-\x1f\x7f-\x9f]"
 _PLAIN = _documented(pattern=f"^{_CHARACTER}*$")
 _TRIMMED = _documented(pattern=f"^{_EDGE}({_CHARACTER}*{_EDGE})?$")
+_NO_NUL = _documented(pattern=r"^[^\x00]*$")  # lastcall/strict.py refuses it in all JSON
 _NETWORK = _documented(format="ip-network", examples=["10.0.0.0/8", "2001:db8::1"])
 
 Time = Annotated[datetime, PlainSerializer(write_time, return_type=str)]
@@ -82,12 +83,12 @@ Name = Annotated[
 ClientName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text), _PLAIN]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_plain_text), _PLAIN]
 Reason = Annotated[str, StringConstraints(max_length=500), AfterValidator(_plain_text), _PLAIN]
-NewPassword = Annotated[str, StringConstraints(min_length=8, max_length=1024)]
-Password = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+NewPassword = Annotated[str, StringConstraints(min_length=8, max_length=1024), _NO_NUL]
+Password = Annotated[str, StringConstraints(min_length=1, max_length=1024), _NO_NUL]
 Role = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"), AfterValidator(_plain_text)]
 Roles = Annotated[list[Role], Field(max_length=32)]
 Network = Annotated[str, StringConstraints(max_length=50), AfterValidator(_network), _NETWORK]
-Limit = Annotated[int, BeforeValidator(_read_whole), Field(ge=1, le=200)]
+Limit = Annotated[int, Field(ge=1, le=200), BeforeValidator(_read_whole)]
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
 Cursor = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 State = Literal["active", "ended", "expired", "all"]
@@ -120,7 +121,7 @@ class SignIn(Given):
 
 
 class Refresh(Given):
-    refresh_token: Annotated[str, StringConstraints(max_length=8192)]
+    refresh_token: Annotated[str, StringConstraints(max_length=8192), _NO_NUL]
 
 
 class PasswordChange(Given):

@@ -8,19 +8,15 @@ LASTCALL_STORIES is how many there are.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from json import dumps
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
@@ -28,44 +24,30 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     MultipleResults,
-    RuleBasedStateMachine,
-    invariant,
+    initialize,
     multiple,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 
-from app import create_app
-from blueprints.server import Server
-from lastcall.errors import Expired, Invalid, Revoked, TokenRejected
+from lastcall.errors import Revoked
 from models import force_logout, passwords, sign_in
 from models import user as users
-from models.audit import Actor as Who
-from models.database import db
-from models.errors import Conflict, NotFound, RefreshRejected, WrongCredentials
+from models.errors import Conflict, NotFound, RefreshRejected
 from models.housekeeping import purge
-from models.login_session import SessionFilter, list_sessions
-from models.sign_in import ClientInfo, RefreshReused, Tokens
-from settings import from_environment
-from tests.conftest import FAST_ENVIRONMENT
-from tests.database.conftest import one
+from models.login_session import SessionFilter
+from models.sign_in import RefreshReused
 from tests.database.story_bench import (
-    START,
-    Worker,
-    database_of_a_story,
     key_ring,
     make_template,
-    signing_key,
-    stop_all,
 )
-from tests.database.story_model import ACCESS_TTL, MAX_AGE, REFRESH_TTL, Access, Session, User, World
+from tests.database.story_machine import SOMEBODY, Telling, here
+from tests.database.story_model import Session
 from tools.postgres import EmbeddedPostgres
 
 STORIES = int(os.environ.get("LASTCALL_STORIES") or 25)
 STEPS = 25
-SOMEBODY = Who("the story")
-REASONS = {"expired": Expired, "unknown key": Invalid, "revoked": Revoked, "any": TokenRejected}
 
 NAMES = st.sampled_from(["ann", "bob", "cid"])
 CLIENTS = st.sampled_from(["web", "cli"])
@@ -95,51 +77,11 @@ EVERYONE_ACTS = {
     "truncate roles": "TRUNCATE user_roles",
 }
 
-_names = (f"story_{number}" for number in itertools.count())
 
+class Story(Telling):
+    """What can happen, one step at a time."""
 
-class Story(RuleBasedStateMachine):
-    """One story, on a database of its own."""
-
-    postgres: EmbeddedPostgres
-    folder: Path
     sessions = Bundle("sessions")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stack = ExitStack()
-        with self.stack:
-            self.begin()
-            self.stack = self.stack.pop_all()
-
-    def begin(self) -> None:
-        url = self.stack.enter_context(database_of_a_story(self.postgres, next(_names)))
-        environment = {
-            **FAST_ENVIRONMENT,
-            "DATABASE_URL": url,
-            "LASTCALL_SIGNING_KEY": dumps(signing_key(0)),
-            "LASTCALL_DATA_DIR": str(self.folder),
-            "LASTCALL_ACCESS_TTL": str(ACCESS_TTL),
-            "LASTCALL_REFRESH_TTL": str(REFRESH_TTL),
-            "LASTCALL_SESSION_MAX_AGE": str(MAX_AGE),
-        }
-        self.settings = from_environment(environment)
-        app = create_app(self.settings)
-        self.server: Server = app.extensions["lastcall_server"]
-        self.psql = self.stack.enter_context(psycopg.connect(url, autocommit=True))
-        self.stack.enter_context(app.app_context())
-        self.stack.callback(db.engine.dispose)
-        self.workers: list[Worker] = []
-        self.stack.callback(lambda: stop_all(self.workers, self.psql))
-        self.workers += [Worker(self.settings) for _ in range(2)]
-        self.world = World(START)
-        self.number = 0
-        self.tried: set[str] = set()
-        for name, roles in (("ann", ["viewer"]), ("bob", ["editor", "viewer"])):
-            self.create_user(name, roles)
-
-    def teardown(self) -> None:
-        self.stack.close()
 
     # ------------------------------------------------------------------------------------------------------- signing in
 
@@ -155,16 +97,16 @@ class Story(RuleBasedStateMachine):
         self.world.rotate(session, tokens.refresh_token)
         return session
 
+    @initialize(target=sessions)
+    def ann_and_bob_sign_in(self) -> MultipleResults[Session]:
+        found = [self.sign_in(*who) for who in (("ann", "web"), ("ann", "cli"), ("bob", "web"))]
+        return multiple(*[session for session in found if isinstance(session, Session)])
+
     @rule(name=NAMES)
     def sign_in_with_an_old_password(self, name: str) -> None:
         user = self.world.user(name)
         if user is not None and user.past:
             self.fail_to_sign_in(name, user.past[-1])
-
-    def fail_to_sign_in(self, name: str, password: str) -> None:
-        with pytest.raises(WrongCredentials):
-            sign_in.sign_in(name, password, here("web"), self.settings)
-        self.psql.execute("DELETE FROM sign_in_attempts")
 
     @rule(session=sessions, back=st.integers(0, 3))
     def refresh(self, session: Session, back: int) -> None:
@@ -188,11 +130,6 @@ class Story(RuleBasedStateMachine):
                     self.world.rotate(session, tokens.refresh_token)
                 assert tokens.session_id == session.id
 
-    def refresh_in_vain(self, raw: str) -> None:
-        with pytest.raises((RefreshRejected, Revoked)) as refused:
-            sign_in.refresh(raw, here("web"), self.settings)
-        assert not isinstance(refused.value, RefreshReused)
-
     @rule(session=sessions)
     def change_own_password(self, session: Session) -> None:
         token = self.world.good_token(session)
@@ -210,13 +147,11 @@ class Story(RuleBasedStateMachine):
 
     @rule(name=NAMES, roles=ROLES)
     def create_user(self, name: str, roles: list[str]) -> None:
-        password = self.new_password()
-        if self.world.user(name) is not None:
-            with pytest.raises(Conflict):
-                users.create_user(name, password, roles)
+        if self.world.user(name) is None:
+            self.add_user(name, roles)
             return
-        user = users.create_user(name, password, roles)
-        self.world.users[name] = User(user.user_id, name, password, set(roles))
+        with pytest.raises(Conflict):
+            users.create_user(name, self.new_password(), roles)
 
     @rule(name=NAMES)
     def change_password(self, name: str) -> None:
@@ -224,15 +159,10 @@ class Story(RuleBasedStateMachine):
         if self.change(name, password=password):
             self.world.change_password(self.world.users[name], password)
 
-    @rule(name=NAMES)
-    def disable(self, name: str) -> None:
-        if self.change(name, disabled=True):
-            self.world.users[name].disabled = True
-
-    @rule(name=NAMES)
-    def enable(self, name: str) -> None:
-        if self.change(name, disabled=False):
-            self.world.users[name].disabled = False
+    @rule(name=NAMES, disabled=st.booleans())
+    def set_disabled(self, name: str, disabled: bool) -> None:
+        if self.change(name, disabled=disabled):
+            self.world.users[name].disabled = disabled
 
     def change(self, name: str, *, disabled: bool | None = None, password: str | None = None) -> bool:
         user = self.world.user(name)
@@ -328,12 +258,13 @@ class Story(RuleBasedStateMachine):
                 and ("role" not in wanted or wanted["role"] in session.roles)
             )
 
+        shown = SessionFilter(user=wanted.get("user"), role=wanted.get("role"), client=wanted.get("client"))
         if whole_users:
             found = [s.user for s in self.world.sessions if self.world.state(s) == "active" and fits(s)]
-            receipt = force_logout.revoke_users_matching(SessionFilter(**wanted), SOMEBODY)
+            receipt = force_logout.revoke_users_matching(shown, SOMEBODY)
             self.ended(receipt, self.world.end_users(found))
         else:
-            receipt = force_logout.revoke_matching(SessionFilter(**wanted), SOMEBODY)
+            receipt = force_logout.revoke_matching(shown, SOMEBODY)
             self.ended(receipt, self.world.end_where(fits))
 
     @rule(session=sessions, of_the_user=st.booleans())
@@ -392,12 +323,6 @@ class Story(RuleBasedStateMachine):
             if act.startswith("truncate"):
                 user.roles = set()
 
-    def by_sql(self, statement: str, parameters: dict[str, str] | None = None) -> None:
-        with self.psql.transaction():
-            self.psql.execute(statement, parameters)
-            position = one(self.psql, "SELECT pg_current_xact_id()::text")
-        self.confirm(position)
-
     # ------------------------------------------------------------------------------------ time, keys, workers, purges
 
     def all_listen(self) -> bool:
@@ -448,67 +373,11 @@ class Story(RuleBasedStateMachine):
         else:
             self.workers[worker].start()
 
-    # ---------------------------------------------------------------------------------------------- what must hold
-
-    @invariant()
-    def every_guard_says_what_the_model_says_of_every_token(self) -> None:
-        for session in self.world.sessions:
-            for number, token in enumerate(session.access):
-                for place, worker in enumerate(self.workers):
-                    what = f"worker {place}, token {number} of {session}"
-                    self.judge(worker, session, token, what)
-
-    def judge(self, worker: Worker, session: Session, token: Access, what: str) -> None:
-        expected = self.world.verdict(token)
-        try:
-            claims = worker.check(token.raw)
-        except TokenRejected as refusal:
-            assert expected != "accepted", f"{what} is refused: {refusal!r}"
-            if expected == "refused":
-                reason = self.world.why_refused(token)
-                assert isinstance(refusal, REASONS[reason]), f"{what} is refused, but not as {reason}: {refusal!r}"
-        else:
-            assert expected != "refused", f"{what} is accepted, though {self.world.why_refused(token)}"
-            assert (claims.sub, claims.sid, claims.roles) == (session.user.id, session.id, token.roles), what
-
-    @invariant()
-    def the_list_shows_what_the_model_says(self) -> None:
-        active = [item.session_id for item in list_sessions(SessionFilter(), limit=200).items]
-        assert sorted(active) == sorted(self.world.active())
-        everything = list_sessions(SessionFilter(state="all"), limit=200).items
-        assert {item.session_id: (item.state, tuple(item.roles)) for item in everything} == {
-            session.id: (self.world.state(session), session.roles)
-            for session in self.world.sessions
-            if session.on_record
-        }
-
-    @invariant()
-    def a_dead_refresh_token_does_nothing(self) -> None:
-        for raw in set(self.world.dead_refresh_tokens()) - self.tried:
-            self.refresh_in_vain(raw)
-            self.tried.add(raw)
-
-    # ------------------------------------------------------------------------------------------------------ small steps
-
-    def new_password(self) -> str:
-        self.number += 1
-        return f"password number {self.number}"
-
-    def renewed(self, session: Session, tokens: Tokens) -> None:
-        assert tokens.session_id == session.id
-        self.world.renew(session, tokens.access_token, tokens.refresh_token)
-
-    def ended(self, receipt: force_logout.Receipt, sessions: int) -> None:
-        assert receipt.sessions_ended == sessions
-        self.confirm(receipt.position)
-
-    def confirm(self, position: str | None) -> None:
-        if position is not None:
-            assert force_logout.confirm(position, self.server.watch).in_force
-
-
-def here(client: str) -> ClientInfo:
-    return ClientInfo(client, "192.0.2.1", "")
+    # Stories are mostly made of these.
+    sign_in_often = sign_in_more_often = sign_in
+    refresh_often = refresh_more_often = refresh_most_often = refresh
+    wait_often = wait
+    change_own_password_often = change_own_password
 
 
 @pytest.fixture(scope="module")

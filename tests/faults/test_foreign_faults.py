@@ -20,14 +20,14 @@ from models.database import apply_schema, db
 from models.housekeeping import purge
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE
-from tests.faults.bench import LEASE_S, ROUNDS, SLACK_S, Bench, Host, ask
+from tests.faults.bench import DEADLINE_S, LEASE_S, ROUNDS, SLACK_S, Bench, Host, ask
 from tests.faults.conftest import StartBench, StartHost
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED
 from tests.faults.pooler import TransactionPooler
 from tests.faults.report import REPORT
 from tests.gunicorn import ROOT, free_port
 from tests.workers.people import make_person, sign_in, status_of, statuses_on
-from tools.postgres import APP, EmbeddedPostgres
+from tools.postgres import APP, EmbeddedPostgres, _as_ordinary_user
 
 IN_FULL = ROUNDS >= 100
 
@@ -295,14 +295,29 @@ def test_behind_pgbouncer_in_transaction_mode_it_says_so_and_is_not_ready(
         f"[databases]\n* = host={socket} user=lastcall\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
         "auth_type = any\npool_mode = transaction\nunix_socket_dir =\nignore_startup_parameters = options\n"
     )
-    bouncer = subprocess.Popen(["pgbouncer", str(conf)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "pgbouncer.log"
+    with log.open("wb") as file:
+        # It refuses to run as root, as PostgreSQL does.
+        bouncer = subprocess.Popen([*_as_ordinary_user(), "pgbouncer", str(conf)], stdout=file, stderr=file)
     try:
         url = f"postgresql://lastcall@127.0.0.1:{port}/faults_pgbouncer?sslmode=disable"
+        wait_until_it_answers(url, log)
         host = start_host(postgres, "faults_pgbouncer", 2, ready=False, DATABASE_URL=url)
         assert len(unready_lines(host, "transaction-mode pooler")) == 2
     finally:
         bouncer.terminate()
         bouncer.wait()
+
+
+def wait_until_it_answers(url: str, log: Path) -> None:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            psycopg.connect(url, connect_timeout=5).close()
+            return
+        except psycopg.OperationalError as error:
+            assert time.monotonic() < deadline_s, f"{error}\n{log.read_text()[-1000:]}"
+            time.sleep(0.05)  # nothing tells from outside
 
 
 @pytest.fixture

@@ -16,10 +16,13 @@ from lastcall.tokens import KeyRing
 
 SECRET = "a secret of the tests, of 32 bytes or more".replace(" ", "-")
 HS256 = KeyRing.parse(SECRET)
+SECOND_NS = 1_000_000_000
 NOW_S = 1_795_000_000
 """The time of all tokens and guards here, however late a test runs."""
 SIGNED_IN_S = NOW_S - 3600
 SID = "00000000-0000-4000-8000-0000000000a1"
+FOREIGN: dict[str, Any] = {"user_gen": ..., "everyone_gen": ...}
+"""Changes that make a token one that was minted elsewhere."""
 
 
 def good_payload(**changes: Any) -> dict[str, Any]:
@@ -86,3 +89,16 @@ def guard_for(
     cutoffs.renew_lease(boottime_ns() + 600_000_000_000)
     asker = RecordingAsker(answer)
     return Guard(keys, cutoffs, issuer="lastcall", audience="lastcall", asker=asker), asker.asked
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now_ns = 5_000 * SECOND_NS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        self.now_ns += int(seconds * SECOND_NS)

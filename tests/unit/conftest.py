@@ -1,13 +1,17 @@
-"""Hypothesis here: the same examples in each run, no time limit for one of them, nothing kept on disk. And a listener
-whose clock and database are played."""
+"""Hypothesis here: the same examples in each run, no time limit for one of them, nothing kept on disk. And a guard
+whose clock stands still, and a listener whose clock and database are played."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import settings
 
+from lastcall import cutoffs as cutoffs_module
 from lastcall import listener as listener_module
+from lastcall.cutoffs import Cutoffs
+from lastcall.guard import Guard
 from lastcall.listener import CutoffListener
+from tests.unit.by_hand import HS256, NOW_S, SECOND_NS, Clock, RecordingAsker
 from tests.unit.played_database import LOG, RecordingClock, RecordingCutoffs
 
 settings.register_profile("unit", deadline=None, derandomize=True, database=None)
@@ -33,3 +37,28 @@ def listener(log: LOG, listener_clock: RecordingClock) -> CutoffListener:
     found = CutoffListener("postgresql://nowhere", RecordingCutoffs(log), lease_s=2.0)
     found._position, found._renewals = "1:2:", 10
     return found
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(cutoffs_module, "boottime_ns", found)
+    return found
+
+
+@pytest.fixture
+def cutoffs(clock: Clock) -> Cutoffs:
+    found = Cutoffs()
+    found.wall_offset_ns = NOW_S * SECOND_NS - clock.now_ns
+    found.renew_lease(clock.now_ns + 2 * SECOND_NS)
+    return found
+
+
+@pytest.fixture
+def asker() -> RecordingAsker:
+    return RecordingAsker()
+
+
+@pytest.fixture
+def guard(clock: Clock, cutoffs: Cutoffs, asker: RecordingAsker) -> Guard:
+    return Guard(HS256, cutoffs, issuer="lastcall", audience="lastcall", asker=asker, clock_ns=clock)
