@@ -26,13 +26,15 @@ mutants: setup-dev ## break the promise in a copy, one way at a time: a named te
 pictures: setup-dev ## take the screenshots of the README anew
 	@LASTCALL_PICTURES=docs/images exec $(BIN) -m pytest tests/browser -k picture --no-cov
 
-lint: setup-dev ## ruff, mypy, the import contracts, templates, SQL
+lint: setup-dev ## ruff, mypy, the import contracts, bandit, known vulnerabilities, templates, SQL
 	@$(BIN) -m ruff check .
 	@$(BIN) -m ruff format --check .
 	@$(BIN) -m mypy
 	@.venv/bin/lint-imports --no-logo
+	@$(BIN) -m bandit -c pyproject.toml -q -r lastcall models blueprints tools app.py settings.py gunicorn.conf.py
 	@$(BIN) -m djlint --check --lint --quiet templates
 	@$(BIN) -m sqlfluff lint --nocolor schema.sql
+	@$(BIN) -m tools.audit
 
 format: setup-dev ## put code, templates and SQL into form
 	@$(BIN) -m ruff check --fix-only --quiet .

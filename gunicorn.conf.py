@@ -102,6 +102,12 @@ def post_worker_init(worker: Any) -> None:
     signal.signal(signal.SIGTERM, drain)
 
 
+def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
+    """A worker that has served its --max-requests gets no signal: its event streams end here, or hold it up."""
+    if not worker.alive:
+        worker.app.callable.extensions["lastcall_server"].drain()
+
+
 def worker_exit(server: Any, worker: Any) -> None:
     """In order: what was seen is written, and the worker's row goes last."""
     if getattr(worker.app, "callable", None) is not None:

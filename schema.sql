@@ -354,7 +354,10 @@ $$;
 -- nobody could sign in until it expires; and it ends the session, or a refresh would bring tokens that are dead.
 CREATE OR REPLACE FUNCTION cutoffs_after_write() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('lastcall_cutoffs', '');
+    -- A queue that is full (a listener stuck in a transaction) would abort the commit; the periodic reads do without.
+    IF pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('lastcall_cutoffs', '');
+    END IF;
     IF NEW.scope = 'user' THEN
         UPDATE users SET gen = NEW.min_gen WHERE id = as_uuid(NEW.subject) AND gen < NEW.min_gen;
     ELSIF NEW.scope = 'everyone' THEN

@@ -78,7 +78,11 @@ _NETWORK = _documented(format="ip-network", examples=["10.0.0.0/8", "2001:db8::1
 Time = Annotated[datetime, PlainSerializer(write_time, return_type=str)]
 TimeGiven = Annotated[datetime, BeforeValidator(_read_time)]
 Name = Annotated[
-    str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text), AfterValidator(_trimmed), _TRIMMED
+    str,
+    StringConstraints(min_length=1, max_length=100),
+    AfterValidator(_plain_text),
+    AfterValidator(_trimmed),
+    _TRIMMED,
 ]
 ClientName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain_text), _PLAIN]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_plain_text), _PLAIN]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from contextlib import suppress
-from typing import LiteralString
+from typing import LiteralString, TypeVar
 
 import psycopg
 
@@ -18,6 +19,8 @@ from lastcall.claims import Claims
 from lastcall.cutoffs import Cutoffs, Scope
 from lastcall.errors import CutoffsStale
 from lastcall.rows import COLUMNS, cutoff_from_row
+
+T = TypeVar("T")
 
 AT_ONCE = 4
 PATIENCE_S = 0.25
@@ -61,6 +64,13 @@ class Asker:
 
     def refuses(self, claims: Claims) -> Scope | None:
         """The level that refuses these claims, or None. Raises CutoffsStale when there is no answer in time."""
+        return self._put(lambda connection: _who_refuses(connection, claims))
+
+    def now_s(self) -> float:
+        """The database's clock (seconds since 1970 UTC). Raises CutoffsStale when there is no answer in time."""
+        return self._put(_read_clock)
+
+    def _put(self, question: Callable[[psycopg.Connection], T]) -> T:
         if self._pid != os.getpid():  # threads do not survive a fork
             self._pid, self._slots = os.getpid(), threading.BoundedSemaphore(AT_ONCE)
             self._threads = ThreadPoolExecutor(AT_ONCE, "lastcall-ask")
@@ -68,7 +78,7 @@ class Asker:
             raise CutoffsStale
         opened: list[psycopg.Connection] = []
         try:
-            answer: Future[Scope | None] = self._threads.submit(self._ask, claims, opened)
+            answer: Future[T] = self._threads.submit(self._ask, question, opened)
         except RuntimeError:  # the process is ending
             self._slots.release()
             raise CutoffsStale from None
@@ -82,7 +92,7 @@ class Asker:
         except psycopg.Error:
             raise CutoffsStale from None
 
-    def _ask(self, claims: Claims, opened: list[psycopg.Connection]) -> Scope | None:
+    def _ask(self, question: Callable[[psycopg.Connection], T], opened: list[psycopg.Connection]) -> T:
         connection: psycopg.Connection | None = getattr(self._local, "connection", None)
         if connection is None or connection.closed or connection.broken:
             connection = psycopg.connect(
@@ -96,25 +106,30 @@ class Asker:
             self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
         opened.append(connection)
         try:
-            return self._answer(connection, claims)
+            row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+            if row is None or row[0]:
+                raise psycopg.OperationalError("connected to a replica")
+            return question(connection)
         except BaseException:
             connection.close()
             raise
 
-    @staticmethod
-    def _answer(connection: psycopg.Connection, claims: Claims) -> Scope | None:
-        parameters = {"sub": claims.sub, "sid": claims.sid, "iat": claims.iat}
-        row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
-        if row is None or row[0]:
-            raise psycopg.OperationalError("connected to a replica")
-        found = Cutoffs()
-        for row in connection.execute(_CUTOFFS, parameters):
-            found.advance(cutoff_from_row(row))
-        scope = found.refuses(claims)
-        if scope is None and claims.user_gen is None:
-            row = connection.execute(_HISTORY, parameters).fetchone()
-            scope = row[0] if row else None
-        return scope
+
+def _read_clock(connection: psycopg.Connection) -> float:
+    row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+    return float(row[0]) if row else 0.0
+
+
+def _who_refuses(connection: psycopg.Connection, claims: Claims) -> Scope | None:
+    parameters = {"sub": claims.sub, "sid": claims.sid, "iat": claims.iat}
+    found = Cutoffs()
+    for row in connection.execute(_CUTOFFS, parameters):
+        found.advance(cutoff_from_row(row))
+    scope = found.refuses(claims)
+    if scope is None and claims.user_gen is None:
+        remembered = connection.execute(_HISTORY, parameters).fetchone()
+        scope = remembered[0] if remembered else None
+    return scope
 
 
 def hang_up(connection: psycopg.Connection) -> None:

@@ -44,6 +44,8 @@ class Cutoffs:
         self._due: dict[int, list[str]] = {}
         self.horizon_us = 0
         """The newest cutoff time that was forgotten: a token without generations from before it must be asked about."""
+        self.newest_us = 0
+        """The latest time that the database's clock has shown, also before it stepped back."""
         self.lease_until_ns = 0
         """Until when, on `boottime_ns()`, this object may be believed. 0: not at all."""
         self.loaded = False

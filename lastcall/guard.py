@@ -22,6 +22,8 @@ class Answers(Protocol):
 
     def refuses(self, claims: Claims) -> Scope | None: ...
 
+    def now_s(self) -> float: ...
+
     def close(self) -> None: ...
 
 
@@ -82,7 +84,8 @@ class Guard:
             if scope is None and cutoffs.horizon_us and cutoffs.must_be_asked(claims):
                 scope = self._refused_by_the_database(claims)
         else:
-            scope = self._refused_by_the_database(claims)
+            # Memory may only add to the answer: a restored database knows less than this process.
+            scope = self._refused_by_the_database(claims) or cutoffs.refuses(claims)
         if scope is not None:
             subject = {"user": claims.sub, "session": claims.sid or ""}.get(scope, "")
             raise Revoked(scope, subject, session_id=claims.sid)
@@ -102,12 +105,21 @@ class Guard:
     def _refuse_what_is_ahead(self, claims: Claims) -> None:
         """Refuse times in the future: an issuer's clock may be a little fast where generations decide. A token without
         them is compared by its `iat`, which must not outrun a cutoff. Raises Malformed or Invalid."""
-        now_s = self.cutoffs.now_s()
+        now_s = max(self.cutoffs.now_s(), self.cutoffs.newest_us / 1e6)
+        if self._is_ahead(claims, now_s) and self._asker is not None and self.cutoffs.loaded:
+            now_s = max(now_s, self._asker.now_s())  # the clock may have stepped since it was read last
         if claims.exp > now_s + self.longest_lifetime_s + FAST_CLOCK_S:
             raise Malformed
-        allowed_s = FAST_CLOCK_S if claims.user_gen is not None else 0
-        if claims.iat > now_s + allowed_s or (claims.nbf is not None and claims.nbf > now_s + allowed_s):
+        if self._is_ahead(claims, now_s):
             raise Invalid("The token is from the future: the clocks of its issuer and of this service differ.")
+
+    def _is_ahead(self, claims: Claims, now_s: float) -> bool:
+        allowed_s = FAST_CLOCK_S if claims.user_gen is not None else 0
+        return (
+            claims.exp > now_s + self.longest_lifetime_s + FAST_CLOCK_S
+            or claims.iat > now_s + allowed_s
+            or (claims.nbf is not None and claims.nbf > now_s + allowed_s)
+        )
 
     def _refused_by_the_database(self, claims: Claims) -> Scope | None:
         """Ask. A worker that has not read its cutoffs yet, or is fenced, does not even ask: it answers 503."""

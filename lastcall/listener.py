@@ -64,7 +64,8 @@ FROM unnest(%s::text [], %s::text [], %s::bigint []) AS held (scope, subject, ge
 """
 _END_WHAT_IS_IN_DOUBT: LiteralString = """
 UPDATE everyone SET gen = greatest(gen, %(known)s) + 1 WHERE NOT EXISTS (
-    SELECT FROM revocations WHERE cause = 'database_went_back' AND min_gen > %(known)s
+    SELECT FROM revocations
+    WHERE scope = 'everyone' AND cause = 'database_went_back' AND min_gen > %(known)s
 )
 """
 ROUND_S = 0.5
@@ -72,9 +73,12 @@ ROUND_S = 0.5
 SILENCE_S = 0.4
 """A statement of the listener that takes longer means that the database says nothing (seconds)."""
 _LOOK_UP_S = 0.1
-_PIECE = 10_000
+_PIECE = 1_000
 _STEP_NS = 2_000_000_000
 _DOUBT_LOCK = 7_530_005
+
+
+ON_A_REPLICA = "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary"
 
 
 class Unsuitable(Exception):
@@ -190,14 +194,19 @@ class CutoffListener:
             )
 
     def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(
-            self._conninfo,
-            autocommit=True,
-            connect_timeout=2,
-            application_name="lastcall-listener",
-            target_session_attrs="read-write",
-            prepare_threshold=None,
-        )
+        try:
+            return psycopg.connect(
+                self._conninfo,
+                autocommit=True,
+                connect_timeout=2,
+                application_name="lastcall-listener",
+                target_session_attrs="read-write",
+                prepare_threshold=None,
+            )
+        except psycopg.OperationalError as error:
+            if "read-only" in str(error):
+                raise Unsuitable(ON_A_REPLICA) from None
+            raise
 
     @property
     def database_is_silent(self) -> bool:
@@ -241,9 +250,7 @@ class CutoffListener:
         for _ in range(3):
             row = connection.execute("SELECT pg_backend_pid(), pg_is_in_recovery()").fetchone()
             if row is None or row[1]:
-                raise Unsuitable(
-                    "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary"
-                )
+                raise Unsuitable(ON_A_REPLICA)
             pids.add(row[0])
         # From another connection: a transaction-mode pooler that is idle would echo a NOTIFY of our own.
         probe = f"lastcall_probe_{uuid.uuid4().hex}"
@@ -326,7 +333,7 @@ class CutoffListener:
             connection.execute("SET LOCAL statement_timeout = 0")
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
             with connection.cursor(name="lastcall_cutoffs") as cursor:
-                cursor.itersize = _PIECE
+                cursor.itersize = 10 * _PIECE
                 for number, cutoff in enumerate(cursor.execute(_READ_ALL)):
                     self._apply(cutoff)
                     if number % _PIECE == 0:
@@ -336,13 +343,16 @@ class CutoffListener:
     def _read(self, connection: psycopg.Connection) -> str:
         """Apply what is new since the last position. Returns the new one."""
         position, now_us, purged_us, purged_at_us = "", 0, 0, 0
-        for row in connection.execute(_READ_NEW, (self._position,)):
+        for number, row in enumerate(connection.execute(_READ_NEW, (self._position,))):
+            if number and number % _PIECE == 0:
+                self._busy_since_ns = boottime_ns()  # it has answered; to apply much takes a while
             position, now_us, purged_us, purged_at_us, *cutoff = row
             if cutoff[0] is not None:
                 self._apply(tuple(cutoff))
         if not position:
             raise Unsuitable("the table everyone is empty: run `flask --app app init-db`")
         self.cutoffs.horizon_us = max(self.cutoffs.horizon_us, purged_us)
+        self.cutoffs.newest_us = max(self.cutoffs.newest_us, now_us, purged_at_us)
         offset_ns = now_us * 1000 - boottime_ns()
         stepped_back = self.reads_done > 0 and offset_ns < self.cutoffs.wall_offset_ns - _STEP_NS
         if stepped_back or purged_at_us > now_us + _STEP_NS // 1000:

@@ -76,7 +76,7 @@ def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> N
 def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway or Busy."""
     patience: Patience | None = current_app.extensions.get("lastcall_patience")
-    if patience is not None and patience.is_silent():
+    if patience is not None and not patience.may_try():
         raise DatabaseAway
     with database_errors():
         try:
@@ -108,8 +108,10 @@ def _means_away(error: BaseException | None) -> bool:
     if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.ReadOnlySqlTransaction):
         return True
     state = getattr(error, "sqlstate", None)
-    # 08 connection, 53 resources (disk full, too many connections), 57 operator intervention, 58 system error
-    return isinstance(error, psycopg.OperationalError) and (state is None or state[:2] in ("08", "53", "57", "58"))
+    # 08 connection, 53 resources (disk full, too many connections), 54 limits, 57 operator intervention, 58 system
+    return isinstance(error, psycopg.OperationalError) and (
+        state is None or state[:2] in ("08", "53", "54", "57", "58")
+    )
 
 
 def apply_schema(url: str) -> None:

@@ -21,23 +21,27 @@ WAIT_S = 0.4
 """A statement that has waited for so long is given up once the database is silent (seconds)."""
 CONNECT_S = 0.9
 """How long a new connection may take (seconds); libpq's connect_timeout knows whole seconds, 2 at least."""
+TRY_EVERY_S = 0.25
 _LOOK_EVERY_S = 0.05
 
 
 class PatientConnection(psycopg.Connection[Any]):
     """A connection whose every wait is noted, so that another thread can end it."""
 
-    waits: dict[int, tuple[psycopg.Connection[Any], int]] | None = None
+    patience: Patience | None = None
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
-        if self.waits is None:
+        patience = self.patience
+        if patience is None:
             return super().wait(*args, **kwargs)
         key = id(self)
-        self.waits[key] = self, boottime_ns()
+        patience.waits[key] = self, boottime_ns()
         try:
-            return super().wait(*args, **kwargs)
+            answer = super().wait(*args, **kwargs)
+            patience.answered_ns = boottime_ns()
+            return answer
         finally:
-            self.waits.pop(key, None)
+            patience.waits.pop(key, None)
 
 
 def _close(late: Future[PatientConnection]) -> None:
@@ -46,13 +50,29 @@ def _close(late: Future[PatientConnection]) -> None:
 
 
 class Patience:
-    """Opens the application's connections, and hangs up those that wait while `is_silent()`."""
+    """Opens the application's connections, and hangs up those that wait while the database is silent: the listener
+    hears nothing, and no statement of the application has been answered for a moment either."""
 
-    def __init__(self, is_silent: Callable[[], bool]) -> None:
-        self.is_silent = is_silent
-        self._waits: dict[int, tuple[psycopg.Connection[Any], int]] = {}
+    def __init__(self, listener_hears_nothing: Callable[[], bool]) -> None:
+        self._listener_hears_nothing = listener_hears_nothing
+        self.waits: dict[int, tuple[psycopg.Connection[Any], int]] = {}
+        self.answered_ns = 0
+        self._tried_ns = 0
         self._stopping = threading.Event()
         self._pid = 0
+
+    def is_silent(self) -> bool:
+        return self._listener_hears_nothing() and boottime_ns() - self.answered_ns > WAIT_S * 1e9
+
+    def may_try(self) -> bool:
+        """Whether it makes sense to ask the database. While it is silent, one request in a while finds out."""
+        if not self.is_silent():
+            return True
+        now_ns = boottime_ns()
+        if now_ns - self._tried_ns < TRY_EVERY_S * 1e9:
+            return False
+        self._tried_ns = now_ns
+        return True
 
     def ensure_running(self) -> None:
         if self._pid != os.getpid():
@@ -78,14 +98,14 @@ class Patience:
         except TimeoutError:
             opened.add_done_callback(_close)
             raise psycopg.OperationalError(f"no connection within {CONNECT_S} s") from None
-        connection.waits = self._waits
+        connection.patience = self
         return connection
 
     def _watch(self, stopping: threading.Event) -> None:
         while not stopping.wait(_LOOK_EVERY_S):
-            if not self._waits or not self.is_silent():
+            if not self.waits or not self.is_silent():
                 continue
             now_ns = boottime_ns()
-            for connection, since_ns in list(self._waits.values()):
+            for connection, since_ns in list(self.waits.values()):
                 if now_ns - since_ns > WAIT_S * 1e9:
                     hang_up(connection)

@@ -88,7 +88,12 @@ class Telling(RuleBasedStateMachine):
     # ---------------------------------------------------------------------------------------------- what must hold
 
     @invariant()
-    def every_guard_says_what_the_model_says_of_every_token(self) -> None:
+    def all_agree(self) -> None:
+        self.every_guard_says_what_the_model_says()
+        self.the_list_shows_what_the_model_says()
+        self.dead_refresh_tokens_do_nothing()
+
+    def every_guard_says_what_the_model_says(self) -> None:
         for session in self.world.sessions:
             for number, token in enumerate(session.access):
                 for place, worker in enumerate(self.workers):
@@ -108,7 +113,6 @@ class Telling(RuleBasedStateMachine):
             assert expected != "refused", f"{what} is accepted, though {self.world.why_refused(token)}"
             assert (claims.sub, claims.sid, claims.roles) == (session.user.id, session.id, token.roles), what
 
-    @invariant()
     def the_list_shows_what_the_model_says(self) -> None:
         active = [item.session_id for item in list_sessions(SessionFilter(), limit=200).items]
         assert sorted(active) == sorted(self.world.active())
@@ -119,8 +123,7 @@ class Telling(RuleBasedStateMachine):
             if session.on_record
         }
 
-    @invariant()
-    def a_dead_refresh_token_does_nothing(self) -> None:
+    def dead_refresh_tokens_do_nothing(self) -> None:
         for raw in set(self.world.dead_refresh_tokens()) - self.tried:
             self.refresh_in_vain(raw)
             self.tried.add(raw)

@@ -69,6 +69,9 @@ class World:
         self.users: dict[str, User] = {}
         self.sessions: list[Session] = []
         self.keys: tuple[int, ...] = (0,)
+        self.went_back = False
+        self.excused: set[Access] = set()
+        """Revoked tokens that may be good again once the clock has stepped back to before their end: a known gap."""
 
     # --------------------------------------------------------------------------------------------- what must hold
 
@@ -91,7 +94,8 @@ class World:
     def verdict(self, token: Access) -> str:
         """What every guard must say of it: `accepted`, `refused`, or `either` where only the time decides."""
         if token.revoked or token.key not in self.keys or token.exp <= self.now:
-            return "refused"
+            excused = self.went_back and token in self.excused and token.key in self.keys and token.exp > self.now
+            return "either" if excused else "refused"
         return "either" if token.exp <= self.now + UNSURE or token.iat > self.now + FAST_CLOCK else "accepted"
 
     def why_refused(self, token: Access) -> str:
@@ -151,7 +155,11 @@ class World:
 
     def end(self, session: Session) -> None:
         session.ended = True
+        self.excused -= set(session.access)
         self.revoke_tokens(session)
+
+    def excuse(self, session: Session) -> None:
+        self.excused.update(token for token in session.access if token.revoked)
 
     def revoke_tokens(self, session: Session) -> None:
         for token in session.access:

@@ -76,6 +76,9 @@ class RecordingAsker:
         self.asked.append(claims)
         return self.answer
 
+    def now_s(self) -> float:
+        return NOW_S
+
     def close(self) -> None:
         """Nothing was opened."""
 

@@ -134,13 +134,16 @@ def test_the_database_is_asked_once_the_lease_is_out(guard: Guard, asker: Record
     assert (refused.value.scope, refused.value.subject) == ("user", "u1")
 
 
-def test_a_stale_worker_does_not_answer_from_memory_even_to_refuse(
+def test_a_stale_workers_memory_only_adds_to_what_the_database_refuses(
     guard: Guard, cutoffs: Cutoffs, asker: RecordingAsker, clock: Clock
 ) -> None:
     clock.advance(2)
-    cutoffs.advance(Cutoff("user", "u1", 5, 1, 10**18))
     guard.check(token())
     assert len(asker.asked) == 1
+    cutoffs.advance(Cutoff("user", "u1", 5, 1, 10**18))  # the database was restored, and does not know it
+    with pytest.raises(Revoked):
+        guard.check(token())
+    assert len(asker.asked) == 2
 
 
 def test_with_stale_refuse_nobody_is_asked(clock: Clock, cutoffs: Cutoffs) -> None:
