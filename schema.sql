@@ -398,10 +398,11 @@ BEGIN
     PERFORM raise_cutoff('everyone', '', e.gen, cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions)))
     FROM everyone AS e WHERE e.gen > 0;
     PERFORM raise_cutoff('user', s.user_id::text, s.gen, cutoff_expiry(s.last_token)) FROM (
+        -- Not only rows of an older generation: a session that outlived a new password had tokens from before it.
         SELECT
             a.user_id, coalesce(max(u.gen), max(a.user_gen) + 1) AS gen, max(a.token_expires_at) AS last_token
         FROM login_sessions AS a LEFT JOIN users AS u ON u.id = a.user_id
-        WHERE a.token_expires_at > clock_timestamp() - cutoff_leeway() AND (u.id IS NULL OR a.user_gen < u.gen)
+        WHERE a.token_expires_at > clock_timestamp() - cutoff_leeway() AND (u.id IS NULL OR u.gen > 0)
         GROUP BY a.user_id ORDER BY a.user_id
     ) AS s;
     PERFORM raise_cutoff('session', s.id::text, 0, s.token_expires_at + cutoff_leeway()) FROM (

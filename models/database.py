@@ -107,6 +107,8 @@ def database_errors() -> Iterator[None]:
 def _means_away(error: BaseException | None) -> bool:
     if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.ReadOnlySqlTransaction):
         return True
+    if isinstance(error, psycopg.errors.FeatureNotSupported) and "during recovery" in str(error):
+        return True  # a replica
     state = getattr(error, "sqlstate", None)
     # 08 connection, 53 resources (disk full, too many connections), 54 limits, 57 operator intervention, 58 system
     return isinstance(error, psycopg.OperationalError) and (

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, literal_column, select, text, update
 
 from lastcall.clock import boottime_ns
+from lastcall.listener import CHANNEL
 from models.audit import Actor
 from models.database import db, position_of_transaction, say, transaction
 from models.errors import NotFound
@@ -268,6 +269,8 @@ def _finish(
     wanted: SessionFilter | None = None,
 ) -> Receipt:
     """Write the history row, and read from it what the receipt says."""
+    if scope == "filter" and ended == 0:  # no cutoff rose, so no trigger tells the workers to look
+        db.session.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
     at, expires = db.session.execute(
         text(
             "SELECT coalesce(max(cutoff_at), clock_timestamp()), coalesce(max(expires_at), cutoff_expiry(NULL))"

@@ -134,3 +134,8 @@ def test_a_user_cannot_reach_what_is_not_his(world: World) -> None:
     refused(alice.delete(f"/admin/sessions/{alice.user_id}"), 403)
     refused(alice.put(f"/admin/users/{alice.user_id}/roles", json={"roles": ["admin"]}), 403)
     refused(root.delete(f"/admin/users/{root.user_id}"), 409)
+
+
+def test_a_replacement_character_is_text_like_any_other(world: World) -> None:
+    assert world.root.get("/admin/users?q=%EF%BF%BD").status_code == 200
+    refused(world.root.get("/admin/users?q=%EF%BF"), 400)

@@ -95,6 +95,7 @@ def running_target(
 api = described()
 
 
+# Left out: /admin/events is a stream, which ends only when its session does. test_events.py reads it.
 @api.exclude(path=API + "/admin/events").parametrize()
 @settings(max_examples=10, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_api_does_what_its_document_says(case: schemathesis.Case[Any]) -> None:
