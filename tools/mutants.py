@@ -168,7 +168,8 @@ MUTANTS = (
     Mutant(
         "listener at import under preload",
         "lastcall/listener.py",
-        "        if self._pid != os.getpid():\n            with self._lock:\n                if self._pid != os.getpid():\n",
+        "        if self._pid != os.getpid():\n            with self._lock:\n"
+        "                if self._pid != os.getpid():\n",
         "        if not self._pid:\n            with self._lock:\n                if not self._pid:\n",
         "tests/database/test_listener.py",
     ),
