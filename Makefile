@@ -15,7 +15,7 @@ demo: setup ## run, with invented sessions to look at
 	@LASTCALL_DEMO_SESSIONS=$${LASTCALL_DEMO_SESSIONS:-2000} exec $(BIN) -m tools.run
 
 test: setup-dev ## every test: unit, PostgreSQL, several gunicorn workers, a real browser
-	@exec $(BIN) -m pytest $(ARGS)
+	@exec $(BIN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 faults: setup-dev ## every fault, 500 revocations each, and 2,000 races of each kind; writes docs/reliability.md
 	@exec $(BIN) -m tests.faults
