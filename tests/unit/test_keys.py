@@ -109,7 +109,11 @@ def test_after_a_rotation_the_first_key_signs_and_the_old_one_still_verifies(bef
         check(new, old)
 
 
-@pytest.mark.parametrize("text", [json.dumps(JWKS["ES256"]), json.dumps(JWKS["HS256"]), pem(ED25519), SECRET])
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps(JWKS["ES256"]), json.dumps(JWKS["HS256"]), pem(ED25519), SECRET],
+    ids=["a JWK of ES256", "a JWK of HS256", "PEM", "a secret"],
+)
 def test_a_key_keeps_its_kid_from_start_to_start(text: str) -> None:
     assert KeyRing.parse(text).keys[0].kid == KeyRing.parse(text).keys[0].kid != ""
 
