@@ -53,7 +53,10 @@ SELECT
 FROM everyone LEFT JOIN cutoffs AS c ON c.xid >= pg_snapshot_xmin(%s::pg_snapshot)
 """
 _READ_ALL: LiteralString = f"SELECT {COLUMNS} FROM cutoffs AS c"
-_CONFIRM: LiteralString = "UPDATE workers SET snapshot = %s::pg_snapshot, canary = %s WHERE id = %s"
+# No connection outlives a crash, so the position is of the incarnation that is there now.
+_CONFIRM: LiteralString = """
+UPDATE workers SET snapshot = %s::pg_snapshot, canary = %s, incarnation = (SELECT id FROM incarnation) WHERE id = %s
+"""
 _WENT_BACK: LiteralString = """
 SELECT pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax(%s::pg_snapshot)
 """
@@ -62,11 +65,16 @@ _GIVE_BACK: LiteralString = """
 SELECT count(raise_cutoff(held.scope::cutoff_scope, held.subject, held.gen, cutoff_expiry(NULL)))
 FROM unnest(%s::text [], %s::text [], %s::bigint []) AS held (scope, subject, gen)
 """
+# The first worker that notices does both. A new incarnation: a confirmation waits one lease, because workers that the
+# database has forgotten may still trust theirs.
 _END_WHAT_IS_IN_DOUBT: LiteralString = """
-UPDATE everyone SET gen = greatest(gen, %(known)s) + 1 WHERE NOT EXISTS (
-    SELECT FROM revocations
-    WHERE scope = 'everyone' AND cause = 'database_went_back' AND min_gen > %(known)s
+WITH raised AS (
+    UPDATE everyone SET gen = greatest(gen, %(known)s) + 1 WHERE NOT EXISTS (
+        SELECT FROM revocations
+        WHERE scope = 'everyone' AND cause = 'database_went_back' AND min_gen > %(known)s
+    ) RETURNING 1
 )
+UPDATE incarnation SET id = gen_random_uuid(), since = clock_timestamp() WHERE EXISTS (SELECT FROM raised)
 """
 ROUND_S = 0.5
 """A round at least so often, however long the lease: silence must be noticed (seconds)."""
