@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, render_template, request
+from flask import Blueprint, render_template
 from flask.typing import ResponseReturnValue
 
 from blueprints.console import signed_in
-from blueprints.operation import read_form
+from blueprints.operation import query_given, read_form
 from blueprints.server import server
 from blueprints.shapes import Paging
 from models.revocation import list_revocations
@@ -30,7 +30,7 @@ def history_table() -> ResponseReturnValue:
 
 
 def history_context() -> dict[str, Any]:
-    query = read_form(Paging, {name: value for name, value in request.args.items() if value})
+    query = read_form(Paging, query_given())
     rows, cursor = list_revocations(limit=query.limit, cursor=query.cursor)
     return {"rows": rows, "query": query, "first_page": {}, "next_page": {"cursor": cursor} if cursor else None}
 

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, flash, make_response, render_template, re
 from flask.typing import ResponseReturnValue
 
 from blueprints.console import proof_is_fresh, prove_again, signed_in
-from blueprints.operation import read_form
+from blueprints.operation import query_given, read_form
 from blueprints.server import actor, server, session_to_keep
 from blueprints.sessions import session_filter
 from blueprints.shapes import Because, SessionQuery
@@ -18,7 +18,7 @@ from lastcall.flask import current_claims
 from models import force_logout
 from models.errors import BadRequest
 from models.force_logout import Receipt
-from models.login_session import SORTS, STATES, SessionFilter, list_sessions
+from models.login_session import STATES, SessionFilter, list_sessions
 
 bp = Blueprint("console_sessions", __name__, url_prefix="/console")
 
@@ -36,8 +36,7 @@ def page() -> ResponseReturnValue:
 def table() -> ResponseReturnValue:
     """The table alone. The address bar follows the filter, so that a reload and a shared link show the same."""
     response = make_response(render_template("_sessions_table.html", **sessions_context()))
-    asked: dict[str, Any] = {name: value for name, value in request.args.items() if value}
-    response.headers["HX-Replace-Url"] = url_for("console_sessions.page", **asked)
+    response.headers["HX-Replace-Url"] = url_for("console_sessions.page", **query_given())
     response.headers["Cache-Control"] = "private, no-cache"  # so that a poll is answered by 304 while nothing changes
     response.add_etag()
     return response.make_conditional(request)
@@ -45,14 +44,13 @@ def table() -> ResponseReturnValue:
 
 def sessions_context() -> dict[str, Any]:
     """What the page and its table show."""
-    query = read_form(SessionQuery, {name: value for name, value in request.args.items() if value})
+    query = read_form(SessionQuery, query_given())
     found = list_sessions(session_filter(query, query.state), sort=query.sort, limit=query.limit, cursor=query.cursor)
-    kept = {name: value for name, value in request.args.items() if value and name != "cursor"}
+    kept = query_given(but="cursor")
     return {
         "query": query,
         "found": found,
         "states": STATES,
-        "sorts": SORTS,
         "here": current_claims.sid,
         "first_page": kept,
         "next_page": {**kept, "cursor": found.next} if found.next else None,

@@ -10,7 +10,7 @@ from flask.typing import ResponseReturnValue
 
 from blueprints.console import proof_is_fresh, prove_again, signed_in
 from blueprints.console_sessions import done, reason_given
-from blueprints.operation import read_form
+from blueprints.operation import query_given, read_form
 from blueprints.server import actor, server
 from blueprints.shapes import NewUser, RolesGiven, UserChange, UserQuery
 from lastcall.flask import current_claims
@@ -34,9 +34,9 @@ def table() -> ResponseReturnValue:
 
 
 def users_context() -> dict[str, Any]:
-    query = read_form(UserQuery, {name: value for name, value in request.args.items() if value})
+    query = read_form(UserQuery, query_given())
     found, cursor = users.list_users(q=query.q, role=query.role, limit=query.limit, cursor=query.cursor)
-    kept = {name: value for name, value in request.args.items() if value and name != "cursor"}
+    kept = query_given(but="cursor")
     return {
         "query": query,
         "found": found,

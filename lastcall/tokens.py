@@ -112,11 +112,8 @@ class KeyRing:
             raise Malformed from None
         if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
             raise Malformed
-        if not fields.keys() <= {
-            "typ",
-            "alg",
-            "kid",
-        }:  # no jwk, jku, x5u, crit, b64, zip: nothing is fetched or skipped
+        # No jwk, jku, x5u, crit, b64, zip: nothing is fetched or skipped.
+        if not fields.keys() <= {"typ", "alg", "kid"}:
             raise Invalid
         if fields.get("typ", "").lower() not in ("at+jwt", "application/at+jwt"):
             raise Invalid

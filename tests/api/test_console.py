@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -205,3 +208,13 @@ def test_a_fragment_that_has_not_changed_is_a_304(browser: FlaskClient) -> None:
     table = browser.get("/console/sessions?q=nobody")
     again = browser.get("/console/sessions?q=nobody", headers={"If-None-Match": table.headers["ETag"]})
     assert again.status_code == 304
+
+
+@pytest.mark.parametrize(("page", "rows"), [("/console/", "session-"), ("/console/users", "user-")])
+def test_the_pages_of_a_table_lead_on_and_back(browser: FlaskClient, alice: Actor, page: str, rows: str) -> None:
+    first = browser.get(f"{page}?limit=1").text
+    assert "First page" not in first
+    following = re.search(r'href="([^"]*cursor=[^"]*)"', first)
+    assert following is not None
+    second = browser.get(html.unescape(following[1])).text
+    assert "First page" in second and re.findall(f'id="{rows}[^"]*"', second) != re.findall(f'id="{rows}[^"]*"', first)
