@@ -1,7 +1,7 @@
 """`python -m tests.faults`: every fault in full, with a progress display; the figures go to docs/reliability.md.
 
-LASTCALL_FAULT_ROUNDS is the number of revocations for each fault (500). Arguments go to pytest (`-k half`): then the
-figures are only shown.
+LASTCALL_FAULT_ROUNDS is the number of revocations for each fault (500). Arguments go to pytest (`-k half`): then only
+the rows of those faults are written anew. A run with fewer revocations only shows its figures.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import io
 import os
 import platform
 import sys
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 DOCUMENT = FOLDER.parents[1] / "docs" / "reliability.md"
-os.environ.setdefault("LASTCALL_FAULT_ROUNDS", "500")
+FULL = 500
+os.environ.setdefault("LASTCALL_FAULT_ROUNDS", str(FULL))
 
 import pytest  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -73,20 +73,20 @@ def main(arguments: list[str]) -> int:
             options = ["-p", "no:cacheprovider", "--no-cov", "--timeout=0", str(FOLDER), *arguments]
             with redirect_stdout(io.StringIO()):  # pytest's own report; ours is the display
                 status = int(pytest.main(options, plugins=[display]))
-    table = REPORT.as_markdown(_footer())
-    if arguments:
-        print(table)
-    elif REPORT.rows:
-        DOCUMENT.parent.mkdir(exist_ok=True)
-        DOCUMENT.write_text(table, encoding="utf-8")
-        print(f"{DOCUMENT} was written; {len(display.failed)} failed.", file=sys.stderr)
+    if ROUNDS < FULL or not REPORT.rows:
+        print(REPORT.as_markdown(_footer()))
+        return status
+    rows = DOCUMENT.with_suffix(".json")
+    report = REPORT.merge_into(rows) if arguments else REPORT
+    report.write(rows)
+    DOCUMENT.write_text(report.as_markdown(_footer()), encoding="utf-8")
+    print(f"{DOCUMENT} was written; {len(display.failed)} failed.", file=sys.stderr)
     return status
 
 
 def _footer() -> str:
-    day = time.strftime("%Y-%m-%d")
     python = platform.python_version()
-    return f"\n{ROUNDS} revocations for each fault, Python {python}, {os.cpu_count()} cores, {day}.\n"
+    return f"\n{ROUNDS} revocations for each fault, Python {python}, {os.cpu_count()} cores.\n"
 
 
 if __name__ == "__main__":

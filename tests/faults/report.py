@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 HEAD = """# Reliability
 
@@ -17,8 +20,8 @@ Real gunicorn workers under load, real PostgreSQL, a TCP proxy in between. Writt
 - **longest**: the longest answer to a guarded request.
 - **recovery**: from the end of the fault until every worker answered as usual.
 
-| fault | must happen | revocations | requests | after return | wrong | lost | stale | longest | recovery | |
-| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- |
+| fault | must happen | revocations | requests | after return | wrong | lost | stale | longest | recovery | | run on |
+| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |
 """
 
 
@@ -37,6 +40,7 @@ class Figures:
     longest_s: float | None = None
     recovery_s: float | None = None
     outcome: str = "failed"
+    day: str = ""
 
     def recovered_in(self, seconds: float) -> None:
         """Keep the slowest recovery."""
@@ -55,6 +59,7 @@ class Figures:
             _time(self.longest_s),
             _time(self.recovery_s),
             self.outcome,
+            self.day,
         ]
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -67,7 +72,7 @@ class Report:
     on_change: Callable[[Figures], None] = lambda figures: None
 
     def begin(self, fault: str, must: str) -> Figures:
-        figures = Figures(fault, must)
+        figures = Figures(fault, must, day=time.strftime("%Y-%m-%d"))
         self.rows.append(figures)
         self.on_change(figures)
         return figures
@@ -75,6 +80,16 @@ class Report:
     def tell(self, figures: Figures) -> None:
         """Something has changed: whoever watches the run wants to know."""
         self.on_change(figures)
+
+    def merge_into(self, file: Path) -> Report:
+        """The report kept in a file, with the rows of this run in place of those that tell of the same faults."""
+        kept = [Figures(**row) for row in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+        new = {figures.fault: figures for figures in self.rows}
+        merged = [new.pop(figures.fault, figures) for figures in kept]
+        return Report(merged + list(new.values()))
+
+    def write(self, file: Path) -> None:
+        file.write_text(json.dumps([asdict(row) for row in self.rows], indent=1) + "\n", encoding="utf-8")
 
     def as_markdown(self, footer: str = "") -> str:
         return HEAD + "\n".join(figures.row() for figures in self.rows) + "\n" + footer
