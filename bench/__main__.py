@@ -1,7 +1,10 @@
-"""`make bench`: measures, and writes docs/performance.md and docs/performance.json.
+"""`make bench`: measures, and writes docs/performance.md, .json and the plots in docs/performance/.
 
-python -m bench              everything
-python -m bench in_process   one part alone
+python -m bench                    everything
+python -m bench in_process http    some parts alone: the others keep what they last measured
+
+A part is a module of this package: its docstring says what it measures, `measure(advance)` returns what it found
+(JSON), `table(found)` gives lines of Markdown, and `plots(found)`, if it has one, SVG documents by name.
 """
 
 from __future__ import annotations
@@ -10,16 +13,26 @@ import json
 import os
 import platform
 import sys
+import time
+from importlib import import_module
 
 from rich.console import Console
 
-from bench import in_process, receipts
 from tests.gunicorn import ROOT
 
 PARTS = {
-    "in_process": ("One check in one process", in_process),
-    "receipts": ("From DELETE to receipt, workers idle", receipts),
+    "in_process": "One check in one process",
+    "http": "Over HTTP, beside what one would pick instead",
+    "sign_ins": "Guarded requests beside sign-ins",
+    "propagation": "From COMMIT to every worker",
+    "receipts": "From DELETE to receipt",
+    "listeners": "What a commit costs by the number of listeners",
+    "sessions": "From a thousand sessions to a million",
+    "cutoffs": "From no cutoffs to a million",
 }
+DOCUMENT = ROOT / "docs" / "performance.md"
+RESULTS = DOCUMENT.with_suffix(".json")
+PLOTS = DOCUMENT.with_suffix("")
 
 
 def main() -> int:
@@ -27,23 +40,42 @@ def main() -> int:
     if unknown := set(wanted) - set(PARTS):
         print(f"bench: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    console, found = Console(stderr=True), {}
-    lines = [
-        "# Performance",
-        "",
-        f"Written by `make bench`: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}.",
-    ]
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    console = Console(stderr=True)
     for name in wanted:
-        title, part = PARTS[name]
-        with console.status(title) as status:
-            found[name] = part.measure(status.update)
-        lines += ["", f"## {title}", "", (part.__doc__ or "").strip(), "", *part.table(found[name])]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if set(wanted) == set(PARTS):
-        (ROOT / "docs" / "performance.md").write_text(text, encoding="utf-8")
-        (ROOT / "docs" / "performance.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        part = import_module(f"bench.{name}")
+        with console.status(PARTS[name]) as status:
+            found = part.measure(status.update)
+        results[name] = {"run": _circumstances(), "found": json.loads(json.dumps(found))}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print("\n".join(_section(name, results[name])))
+    write_document(results)
     return 0
+
+
+def write_document(results: dict[str, dict[str, object]]) -> None:
+    """Write the page anew from what every part last measured."""
+    PLOTS.mkdir(exist_ok=True)
+    lines = ["# Performance", "", "Written by `make bench`; the figures are in [performance.json](performance.json)."]
+    for name in PARTS:
+        if name in results:
+            lines += _section(name, results[name])
+    DOCUMENT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _section(name: str, result: dict[str, object]) -> list[str]:
+    part, found = import_module(f"bench.{name}"), result["found"]
+    lines = ["", f"## {PARTS[name]}", "", (part.__doc__ or "").strip(), ""]
+    for plot, drawing in getattr(part, "plots", lambda found: {})(found).items():
+        PLOTS.mkdir(exist_ok=True)
+        (PLOTS / f"{plot}.svg").write_text(drawing, encoding="utf-8")
+        lines += [f"![{PARTS[name]}](performance/{plot}.svg)", ""]
+    return [*lines, *part.table(found), "", f"*{result['run']}*"]
+
+
+def _circumstances() -> str:
+    day = time.strftime("%Y-%m-%d")
+    return f"Run on {day}: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}."
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ WORKERS = (1, 2, 4, 8)
 LOGOUTS = 100
 
 
-def measure(advance: Callable[[str], None]) -> dict[int, list[float]]:
+def measure(advance: Callable[[str], None]) -> dict[str, list[float]]:
     """Milliseconds from DELETE to receipt, by the number of workers."""
-    found: dict[int, list[float]] = {}
+    found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as postgres:
         for count in WORKERS:
             url = postgres.create_database(f"bench_{count}")
@@ -43,7 +43,7 @@ def measure(advance: Callable[[str], None]) -> dict[int, list[float]]:
                     gunicorn.sign_in("bench", PASSWORD)
                     began = time.perf_counter()
                     answer = line.ask("DELETE", path, token=admin)
-                    found.setdefault(count, []).append((time.perf_counter() - began) * 1000)
+                    found.setdefault(str(count), []).append((time.perf_counter() - began) * 1000)
                     if answer.json["workers"] | {"elapsed_ms": 0} != _all_of(count):
                         raise SystemExit(f"not in force: {answer.text}")
     return found
@@ -53,7 +53,7 @@ def _all_of(count: int) -> dict[str, object]:
     return {"live": count, "confirmed": count, "fenced": 0, "elapsed_ms": 0, "unconfirmed": []}
 
 
-def table(found: dict[int, list[float]]) -> list[str]:
+def table(found: dict[str, list[float]]) -> list[str]:
     lines = ["| workers | ms, median | p99 | most |", "| --- | --- | --- | --- |"]
     for count, values in found.items():
         p99 = statistics.quantiles(values, n=100)[98]
