@@ -36,6 +36,13 @@ class Busy(DatabaseAway):
     retry_after_s = 2
 
 
+class DatabaseFull(DatabaseAway):
+    """The database has no space left on its disk, so nothing was changed: make room there, then try again."""
+
+    code = "database_full"
+    retry_after_s = 5
+
+
 # The connection itself is opened by `use_database`, from the libpq URL as it stands: several hosts, options, all of it.
 ENGINE_URL = "postgresql+psycopg://"
 ENGINE_OPTIONS: dict[str, Any] = {
@@ -74,7 +81,7 @@ def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> N
 
 @contextmanager
 def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
-    """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway or Busy."""
+    """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway, Busy or DatabaseFull."""
     patience: Patience | None = current_app.extensions.get("lastcall_patience")
     if patience is not None and not patience.may_try():
         raise DatabaseAway
@@ -91,7 +98,7 @@ def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Driver errors that mean "not now" become DatabaseAway or Busy; anything else is a bug and passes."""
+    """Driver errors that mean "not now" become DatabaseAway or one of its kinds; anything else is a bug and passes."""
     try:
         yield
     except exc.TimeoutError:
@@ -99,6 +106,8 @@ def database_errors() -> Iterator[None]:
     except exc.DBAPIError as error:
         if isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
             raise Busy from None
+        if isinstance(error.orig, psycopg.errors.DiskFull):
+            raise DatabaseFull from None
         if error.connection_invalidated or _means_away(error.orig):
             raise DatabaseAway from None
         raise

@@ -63,6 +63,10 @@ class EmbeddedPostgres:
             raise PostgresError("PostgreSQL does not run")
         return self._process.pid
 
+    def has_ended(self) -> bool:
+        """Whether the server has gone by itself, or was killed."""
+        return self._process is not None and self._process.poll() is not None
+
     def url(self, database: str = DATABASE, *, user: str = OWNER) -> str:
         """The libpq URL of a database of this server."""
         if self._socket_dir is None:

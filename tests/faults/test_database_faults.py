@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -385,6 +386,67 @@ def test_all_connections_are_taken(start_bench: StartBench, cluster: EmbeddedPos
     bench.rounds(3)
     bench.check()
     assert "Traceback" not in bench.host.log()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of 150 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150m", "lastcall", folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("only root may mount a small disk, and not everywhere: " + mounted.stderr.decode().strip())
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_the_disk_is_full(start_bench: StartBench, small_disk: Path) -> None:
+    with EmbeddedPostgres(small_disk / "cluster") as cluster:
+        bench = start_bench(
+            "the disk of the database is full", "a clear 503, nothing half done, nothing lost", database=cluster
+        )
+        bench.rounds(2)
+        told, cycle = 0, 0
+        while cycle < max(1, ROUNDS // 50):
+            cycle += 1
+            told += _fill_the_disk_and_go_on_revoking(bench, small_disk, cluster)
+            bench.wait_until_usual()
+            bench.rounds(3 if ROUNDS < 100 else ROUNDS // 10)
+        assert told, "nobody was told that the disk is full"
+        with bench.psql() as psql:
+            # Each rise of a generation has its cutoff and its line in the history, or none of it happened.
+            assert not psql.execute(
+                "SELECT FROM users AS u WHERE gen > 0 AND ("
+                " gen IS DISTINCT FROM (SELECT min_gen FROM cutoffs WHERE scope = 'user' AND subject = u.id::text) OR"
+                " gen IS DISTINCT FROM (SELECT count(*) FROM revocations WHERE subject = u.id::text))"
+            ).fetchall()
+        bench.check()
+    assert "Traceback" not in bench.host.log()
+
+
+def _fill_the_disk_and_go_on_revoking(bench: Bench, disk: Path, cluster: EmbeddedPostgres) -> int:
+    """Until PostgreSQL says that it is full, or can't go on at all; then there is room again.
+
+    Returns how often somebody was told "database_full".
+    """
+    token = bench.new_victim()
+    ballast = disk / "ballast"
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    told = 0
+    for _ in range(200):
+        answer = bench.revoke(token.subject, reason="x" * 500)
+        if answer is not None and answer.status != 200:
+            assert answer.status == NOT_NOW, answer.text
+            told += answer.json["code"] == "database_full"
+        if told >= 3 or cluster.has_ended():
+            break
+    ballast.unlink()
+    if cluster.has_ended():  # it panics when its log can't be written (PostgreSQL manual, 28.5); somebody starts it
+        cluster.stop()
+        cluster.start()
+    return told
 
 
 def test_the_queue_of_notify_is_full(start_bench: StartBench, cluster: EmbeddedPostgres) -> None:
