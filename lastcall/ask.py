@@ -16,6 +16,7 @@ from typing import LiteralString, TypeVar
 import psycopg
 
 from lastcall.claims import Claims
+from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs, Scope
 from lastcall.errors import CutoffsStale
 from lastcall.rows import COLUMNS, cutoff_from_row
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 AT_ONCE = 4
 PATIENCE_S = 0.25
+_IDLE_S = 60
+"""PostgreSQL ends a connection that has asked nothing for so long; it is not used again after half of that."""
 
 _CUTOFFS: LiteralString = f"""
 SELECT {COLUMNS} FROM cutoffs AS c
@@ -46,8 +49,9 @@ LIMIT 1
 class Asker:
     """Puts `Cutoffs.refuses` to the primary, by an indexed query that begins after the request came."""
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, *, pooled: bool = False) -> None:
         self._conninfo = conninfo
+        self._pooled = pooled
         self._pid = 0
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._threads: ThreadPoolExecutor | None = None
@@ -94,16 +98,9 @@ class Asker:
 
     def _ask(self, question: Callable[[psycopg.Connection], T], opened: list[psycopg.Connection]) -> T:
         connection: psycopg.Connection | None = getattr(self._local, "connection", None)
-        if connection is None or connection.closed or connection.broken:
-            connection = psycopg.connect(
-                self._conninfo,
-                autocommit=True,
-                connect_timeout=2,
-                application_name="lastcall-ask",
-                prepare_threshold=None,
-            )
-            self._local.connection = connection
-            self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
+        if connection is None or connection.closed or boottime_ns() - self._local.used_ns > _IDLE_S * 5e8:
+            connection = self._connect()
+        self._local.used_ns = boottime_ns()
         opened.append(connection)
         try:
             row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
@@ -113,6 +110,23 @@ class Asker:
         except BaseException:
             connection.close()
             raise
+
+    def _connect(self) -> psycopg.Connection:
+        old: psycopg.Connection | None = getattr(self._local, "connection", None)
+        if old is not None:
+            old.close()
+        connection = psycopg.connect(
+            self._conninfo,
+            autocommit=True,
+            connect_timeout=2,
+            application_name="lastcall-ask",
+            prepare_threshold=None,
+        )
+        self._local.connection = connection
+        self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
+        if not self._pooled:  # there it would stay with a connection that belongs to others as well
+            connection.execute("SELECT set_config('idle_session_timeout', %s, FALSE)", (f"{_IDLE_S}s",))
+        return connection
 
 
 def _read_clock(connection: psycopg.Connection) -> float:

@@ -65,7 +65,9 @@ class Lastcall:
             issuer=issuer,
             audience=audience,
             longest_lifetime_s=longest_lifetime_s,
-            asker=Asker(ask_url or database_url) if stale == "ask" else None,
+            asker=Asker(ask_url or database_url, pooled=ask_url not in (None, database_url))
+            if stale == "ask"
+            else None,
         )
         self.listener = CutoffListener(
             database_url, self.cutoffs, lease_s=lease_s, service=service, version=version, on_change=on_change

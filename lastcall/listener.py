@@ -274,7 +274,10 @@ class CutoffListener:
             )
         # A renewal must be durable: a crash that lost one would let an observer think that the lease is out.
         connection.execute("SET synchronous_commit = on")
-        connection.execute("SELECT set_config('statement_timeout', %s, FALSE)", (f"{int(self.lease_s * 5000)}ms",))
+        patience_ms = f"{max(int(self.lease_s * 5000), 2000)}ms"
+        connection.execute("SELECT set_config('statement_timeout', %s, FALSE)", (patience_ms,))
+        # A network that goes half-open again and again must not use up max_connections.
+        connection.execute("SELECT set_config('idle_session_timeout', %s, FALSE)", (patience_ms,))
 
     def _register(self, connection: psycopg.Connection) -> bool:
         """Write the own row: a confirmation waits for the workers that it can see. Returns whether the database has

@@ -49,14 +49,18 @@ ENGINE_OPTIONS: dict[str, Any] = {
     "pool_size": 8,
     "max_overflow": 4,
     "pool_timeout": 1,
+    "pool_use_lifo": True,
+    "pool_recycle": 45,  # less than idle_session_timeout: what PostgreSQL has ended is never used
     "hide_parameters": True,  # they are names, addresses and hashes, and errors are logged
     "connect_args": {"application_name": "lastcall", "prepare_threshold": None},
 }
-# No statement, lock or forgotten transaction of the application may wait for ever.
+# No statement, lock or forgotten transaction of the application may wait for ever; and a network that goes half-open
+# again and again must not use up max_connections.
 _LIMITS = {
     "lock_timeout": "1500ms",
     "statement_timeout": "8s",
     "idle_in_transaction_session_timeout": "10s",
+    "idle_session_timeout": "1min",
 }
 
 

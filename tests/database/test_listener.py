@@ -303,3 +303,20 @@ def test_a_fork_gets_a_listener_of_its_own(psql: psycopg.Connection, database_ur
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert one(psql, "SELECT count(*) FROM workers") == 0
+
+
+def test_postgresql_ends_the_connection_of_a_listener_that_says_nothing(
+    listener: CutoffListener, psql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a network that has gone half-open: or each time it does, connections would be left behind."""
+    stuck = threading.Event()
+    monkeypatch.setattr(listener, "_wait_for_a_hint", lambda _: stuck.wait(DEADLINE_S))
+    query = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE application_name = 'lastcall-listener' AND datname = current_database()"
+    )
+    assert one(psql, query) == 1
+    wait_until(lambda: one(psql, query) == 0, "the connection is ended")
+    stuck.set()
+    monkeypatch.undo()
+    wait_until(lambda: one(psql, query) == 1, "the listener is back")
