@@ -111,7 +111,8 @@ CREATE TABLE IF NOT EXISTS workers (
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     snapshot pg_snapshot, -- the position: every cutoff whose xid is visible in it has been applied
     incarnation uuid, -- of the server when the worker connected: a position from before a crash says nothing
-    canary bigint NOT NULL DEFAULT 0 -- the newest canary that this process has refused
+    canary bigint NOT NULL DEFAULT 0, -- the newest canary that this process has refused
+    role_name name DEFAULT current_user -- a service may change the rows of its own role only
 );
 
 -- One row for the time since the server's last crash or promotion, which empty an unlogged table (PostgreSQL manual,
@@ -489,6 +490,20 @@ BEGIN
     GRANT SELECT, INSERT, UPDATE, DELETE ON workers TO lastcall_service;
     GRANT SELECT (scope, subject, cutoff_at) ON revocations TO lastcall_service;
     GRANT SELECT (id, user_id, ended_at, ended_scope) ON login_sessions TO lastcall_service;
+    -- A service that was broken into must not confirm for others, nor take their rows away. Once only: this locks the
+    -- table that every lease needs.
+    IF NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = 'workers'::regclass) THEN
+        ALTER TABLE workers ADD COLUMN IF NOT EXISTS role_name name; -- in a database of before: NULL, anybody's
+        ALTER TABLE workers ALTER COLUMN role_name SET DEFAULT current_user;
+        ALTER TABLE workers ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY all_rows ON workers USING (TRUE) WITH CHECK (TRUE);
+        CREATE POLICY services_add_their_own ON workers AS RESTRICTIVE FOR INSERT TO lastcall_service
+        WITH CHECK (role_name = current_user);
+        CREATE POLICY services_change_their_own ON workers AS RESTRICTIVE FOR UPDATE TO lastcall_service
+        USING (role_name IS NULL OR role_name = current_user);
+        CREATE POLICY services_delete_their_own ON workers AS RESTRICTIVE FOR DELETE TO lastcall_service
+        USING (role_name IS NULL OR role_name = current_user);
+    END IF;
 EXCEPTION
     WHEN insufficient_privilege THEN RAISE NOTICE 'the roles lastcall_app and lastcall_service were not made';
 END

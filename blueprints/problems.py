@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -36,6 +37,10 @@ _STATUS: dict[type[LastcallError], int] = {
     RefreshRejected: 401,
     Throttled: 429,
 }
+
+_REASON_KEPT_S = 5.0
+_REASONS_MOST = 1_000
+_reasons: dict[tuple[str, str, str | None], tuple[float, str | None]] = {}
 
 # By number: the phrases, and what Python and Werkzeug call them, change between versions (413, 422).
 _CODE = {
@@ -142,9 +147,20 @@ def _as_page(response: Response) -> Response:
 
 
 def public_reason_of(error: Revoked) -> str | None:
-    """The reason that was given, for the person whom it is about. Without the database the answer goes without."""
+    """The reason that was given, for the person whom it is about. Without the database the answer goes without.
+
+    Kept for a moment: a client that tries its dead token again and again costs no query each time.
+    """
+    session_id = error.subject if error.scope == "session" else error.session_id
+    key, now_s = (error.scope, error.subject, session_id), time.monotonic()
+    known = _reasons.get(key)
+    if known is not None and known[0] > now_s:
+        return known[1]
     try:
-        session_id = error.subject if error.scope == "session" else error.session_id
-        return public_reason(error.scope, error.subject, session_id)
+        reason = public_reason(*key)
     except LastcallError:
         return None
+    if len(_reasons) >= _REASONS_MOST:
+        _reasons.clear()
+    _reasons[key] = now_s + _REASON_KEPT_S, reason
+    return reason

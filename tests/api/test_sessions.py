@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from blueprints import problems
 from tests.actors import API, Actor
 from tests.api.conftest import NOBODY, answer, problem, receipt
 from tests.conftest import MakeUser
@@ -224,3 +225,12 @@ def test_nobody_but_an_admin_gets_in(root: Actor, alice: Actor, method: str, pat
     problem(alice.request(method, path), 403, "forbidden")
     problem(alice.client.open(API + path, method=method), 401, "token_missing")
     assert root.is_in() and alice.is_in()
+
+
+def test_a_dead_token_that_is_tried_again_and_again_costs_no_query_each_time(
+    root: Actor, alice: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt(root.delete(f"/admin/sessions/{alice.user_id}", json={"reason": "new terms"}))
+    assert problem(alice.get("/auth/me"), 401, "token_revoked")["reason"] == "new terms"
+    monkeypatch.setattr(problems, "public_reason", lambda *_: pytest.fail("asked again"))
+    assert problem(alice.get("/auth/me"), 401, "token_revoked")["reason"] == "new terms"

@@ -107,6 +107,20 @@ def test_the_role_may_not_read_what_is_none_of_its_business(url_of_the_role: str
                 connection.execute(forbidden.encode())
 
 
+def test_the_role_may_change_no_other_workers_row(
+    url_of_the_role: str, server: Server, psql: psycopg.Connection
+) -> None:
+    """Or a service that was broken into could confirm for others, or take their rows away."""
+    row = "INSERT INTO workers (id, service, host, pid, role_name) VALUES (gen_random_uuid(), 'invoices', 'h', 1, {})"
+    with psycopg.connect(url_of_the_role, autocommit=True) as connection:
+        connection.execute(row.format("current_user").encode())
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(row.format("'lastcall_app'").encode())
+        assert connection.execute("UPDATE workers SET snapshot = pg_current_snapshot()").rowcount == 1
+        assert connection.execute("DELETE FROM workers").rowcount == 1
+        assert connection.execute("SELECT FROM workers").rowcount == 1, "it sees the others, as everybody does"
+
+
 def test_the_service_without_flask_of_the_readme(environment_of_the_service: None, make_user: MakeUser) -> None:
     root, alice = make_user("root", "admin"), make_user("alice")
     service: dict[str, Any] = {}
