@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Any
 
@@ -11,9 +12,11 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from models import sign_in
+from models import user as users
+from settings import from_environment
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt
-from tests.conftest import PASSWORD, MakeUser
+from tests.conftest import PASSWORD, MakeUser, running_app
 from tests.database.conftest import one
 
 TOKENS = {
@@ -178,6 +181,40 @@ def test_no_refresh_makes_a_session_older_than_its_longest_age(alice: Actor, psq
     psql.execute("UPDATE login_sessions SET created_at = created_at - interval '90 days' + interval '60 s'")
     body = answer(refresh(alice))
     assert body["refresh_expires_in"] <= 60 and body["expires_in"] <= 60
+
+
+def test_a_session_that_was_not_refreshed_in_time_is_over(alice: Actor, psql: psycopg.Connection) -> None:
+    psql.execute("UPDATE login_sessions SET expires_at = clock_timestamp() - interval '1 s'")
+    problem(refresh(alice), 401, "refresh_rejected")
+
+
+def test_refresh_tokens_are_long_and_never_the_same(alice: Actor) -> None:
+    tokens = [
+        alice.tokens["refresh_token"],
+        alice.again().tokens["refresh_token"],
+        answer(refresh(alice))["refresh_token"],
+    ]
+    assert len(set(tokens)) == 3
+    # 256 secret bits after what names the session.
+    assert all(len(base64.urlsafe_b64decode(token + "==")) >= 32 for token in tokens)
+
+
+@pytest.mark.parametrize("hops", [0, 1])
+def test_a_forwarded_address_is_believed_only_from_a_trusted_proxy(
+    environment: dict[str, str], psql: psycopg.Connection, hops: int
+) -> None:
+    settings = from_environment({**environment, "LASTCALL_TRUSTED_PROXIES": str(hops)})
+    with running_app(settings) as app:
+        with app.app_context():
+            users.create_user("alice", PASSWORD, ["viewer"])
+        body = {"username": "alice", "password": PASSWORD}
+        headers = {
+            "X-Forwarded-For": "203.0.113.9, 198.51.100.7",
+            "X-Real-IP": "203.0.113.9",
+            "Forwarded": "for=203.0.113.9",
+        }
+        answer(app.test_client().post(API + "/auth/login", json=body, headers=headers))
+    assert one(psql, "SELECT host(ip) FROM login_sessions") == ("198.51.100.7" if hops else "127.0.0.1")
 
 
 # --------------------------------------------------------------------------------------------------- logout and me

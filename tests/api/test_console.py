@@ -96,6 +96,28 @@ def test_no_page_may_be_framed_nor_run_anything_inline(browser: FlaskClient) -> 
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["X-Frame-Options"] == "DENY"
 
 
+def test_no_page_tells_other_sites_its_address(browser: FlaskClient) -> None:
+    assert browser.get("/console/?q=alice").headers["Referrer-Policy"] == "same-origin"
+
+
+def test_passwords_are_masked_and_may_come_from_a_manager(client: FlaskClient, root: Actor) -> None:
+    page = client.get("/console/login").text
+    field = re.search(r"<input[^>]*name=\"password\"[^>]*>", page)
+    assert field is not None and 'type="password"' in field[0] and 'autocomplete="current-password"' in field[0]
+    assert "onpaste" not in page and "readonly" not in field[0]
+
+
+@pytest.mark.parametrize("page", ["", "users", "history", "workers"])
+def test_every_page_has_the_way_out(browser: FlaskClient, page: str) -> None:
+    assert re.search(r"<form[^>]*action=\"/console/logout\"", browser.get("/console/" + page).text)
+
+
+def test_a_sign_in_is_answered_by_a_redirect_that_does_not_carry_the_password_on(
+    client: FlaskClient, root: Actor
+) -> None:
+    assert enter(client).status_code in (302, 303)  # 307 and 308 would send the form again (RFC 9700, 4.12)
+
+
 def test_a_stolen_cookie_is_dead_after_the_sign_out(app: Flask, browser: FlaskClient) -> None:
     stolen = browser.get_cookie("lastcall")
     assert stolen is not None

@@ -171,3 +171,14 @@ def test_a_forgotten_transaction_on_a_user_makes_his_own_force_logout_fail_clear
     assert alice.is_in()
     assert root.delete(f"/admin/sessions/{alice.user_id}").status_code == 200
     assert not alice.is_in()
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE revocations SET reason = ''", "DELETE FROM revocations", "TRUNCATE revocations"]
+)
+def test_the_history_is_append_only_for_the_servers_own_processes(psql: psycopg.Connection, change: str) -> None:
+    psql.execute("UPDATE everyone SET gen = gen + 1")
+    psql.execute("SET ROLE lastcall_app")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        psql.execute(change.encode())
+    assert one(psql, "SELECT count(*) FROM revocations") == 1

@@ -212,6 +212,12 @@ def test_a_new_password_of_a_wrong_length_is_refused(password: str) -> None:
     assert refused(shapes.PasswordChange, current="x", new=password) == "new"
 
 
+@pytest.mark.parametrize("password", ["x" * 8, "letters only", "1" * 64, "пароль с пробелом", "x" * 1024])
+def test_a_password_needs_length_alone(password: str) -> None:
+    assert shapes.NewUser(username="ann", password=password).password == password
+    assert shapes.PasswordChange(current="x", new=password).new == password
+
+
 @pytest.mark.parametrize("reason", ["x" * 501, "a\x00b", "\ud800", "a\x1b[31m"])
 def test_a_reason_that_is_too_long_or_not_text_is_refused(reason: str) -> None:
     assert refused(shapes.Because, reason=reason) == "reason"
