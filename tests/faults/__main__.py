@@ -1,7 +1,8 @@
-"""`python -m tests.faults`: every fault in full, with a progress display; the figures go to docs/reliability.md.
+"""`python -m tests.faults`: every fault in full, and every race, with a progress display; docs/reliability.md tells.
 
-LASTCALL_FAULT_ROUNDS is the number of revocations for each fault (500). Arguments go to pytest (`-k half`): then only
-the rows of those faults are written anew. A run with fewer revocations only shows its figures.
+LASTCALL_FAULT_ROUNDS is the number of revocations for each fault (500), LASTCALL_RACES of each race (2,000).
+Arguments go to pytest (`-k half`): then only the rows of those faults are written anew. A run with fewer revocations
+only shows its figures.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 DOCUMENT = FOLDER.parents[1] / "docs" / "reliability.md"
+RACES = FOLDER.parent / "database" / "test_races.py"
 FULL = 500
 os.environ.setdefault("LASTCALL_FAULT_ROUNDS", str(FULL))
+os.environ.setdefault("LASTCALL_RACES", "2000")
 
 import pytest  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn  # noqa: E402
 
 from tests.faults.bench import ROUNDS  # noqa: E402
-from tests.faults.report import REPORT, Figures  # noqa: E402
+from tests.faults.report import RACE, REPORT, Figures  # noqa: E402
 
 
 class Display:
@@ -51,8 +54,16 @@ class Display:
             self._progress.console.print(str(report.longreprtext)[-1500:], markup=False, highlight=False)
         if report.failed and self._figures is not None:
             self._figures.outcome = "FAILED"
+        if report.when == "call" and report.nodeid.startswith("tests/database"):
+            self._note_race(report)
         if report.when == "teardown":
             self._progress.advance(self._faults)
+
+    def _note_race(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.partition("::test_")[2].replace("_", " ")
+        figures = REPORT.begin(f"{RACE}{name}", "0 survivors")
+        figures.revocations = int(os.environ["LASTCALL_RACES"])
+        figures.outcome = "held" if report.passed else "FAILED"
 
     def show(self, figures: Figures) -> None:
         if figures is not self._figures:
@@ -70,7 +81,7 @@ def main(arguments: list[str]) -> int:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(file=terminal)) as progress:
             display = Display(progress)
-            options = ["-p", "no:cacheprovider", "--no-cov", "--timeout=0", str(FOLDER), *arguments]
+            options = ["-p", "no:cacheprovider", "--no-cov", "--timeout=0", str(FOLDER), str(RACES), *arguments]
             with redirect_stdout(io.StringIO()):  # pytest's own report; ours is the display
                 status = int(pytest.main(options, plugins=[display]))
     if ROUNDS < FULL or not REPORT.rows:

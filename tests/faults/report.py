@@ -24,6 +24,17 @@ Real gunicorn workers under load, real PostgreSQL, a TCP proxy in between. Writt
 | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |
 """
 
+RACES = """
+## Races
+
+A sign-in, refresh, password change or deletion and a revocation, started at the same moment, again and again.
+
+| race | how often | tokens that survived their revocation | run on |
+| --- | --: | --- | --- |
+"""
+RACE = "race: "
+"""How the name of a race begins, among the faults."""
+
 
 @dataclass
 class Figures:
@@ -63,6 +74,10 @@ class Figures:
         ]
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
+    def race_row(self) -> str:
+        survived = "none" if self.outcome == "held" else self.outcome
+        return f"| {self.fault.removeprefix(RACE)} | {self.revocations:,} | {survived} | {self.day} |"
+
 
 @dataclass
 class Report:
@@ -92,7 +107,9 @@ class Report:
         file.write_text(json.dumps([asdict(row) for row in self.rows], indent=1) + "\n", encoding="utf-8")
 
     def as_markdown(self, footer: str = "") -> str:
-        return HEAD + "\n".join(figures.row() for figures in self.rows) + "\n" + footer
+        faults = [figures.row() for figures in self.rows if not figures.fault.startswith(RACE)]
+        races = [figures.race_row() for figures in self.rows if figures.fault.startswith(RACE)]
+        return HEAD + "\n".join(faults) + "\n" + footer + (RACES + "\n".join(races) + "\n" if races else "")
 
 
 REPORT = Report()
