@@ -46,14 +46,14 @@ bench: setup-dev ## measure what a guarded request costs, beside bare Flask and 
 	@$(BIN) -m bench
 
 lock: setup-dev ## resolve the newest versions that fit the *.in files, with hashes
-	@for part in requirements requirements-dev requirements-assets; do \
+	@for part in requirements requirements-dev requirements-assets bench/requirements-peers; do \
 		flags=; test $$part = requirements-assets && flags=--no-deps; \
 		$(BIN) -m uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 $$flags \
 			--no-emit-index-url --no-header --output-file $$part.txt $$part.in; \
 	done
 
 clean: ## remove everything that make has put here, but the data in instance/
-	@rm -rf .venv static/vendor .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	@rm -rf .venv .bench static/vendor .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup:

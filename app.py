@@ -167,7 +167,8 @@ def _add_security_headers(app: Flask) -> None:
     @app.after_request
     def protect(response: Response) -> ResponseReturnValue:
         for name, value in headers.items():
-            response.headers.setdefault(name, value)
+            if name not in response.headers:
+                response.headers.add(name, value)
         if request.is_secure:
             response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
         return response
