@@ -18,6 +18,7 @@ import psycopg
 from lastcall.claims import Claims
 from lastcall.cutoffs import Cutoffs, Scope
 from lastcall.errors import CutoffsStale
+from lastcall.hosts import connect_to_primary
 from lastcall.rows import COLUMNS, cutoff_from_row
 
 T = TypeVar("T")
@@ -95,7 +96,8 @@ class Asker:
     def _ask(self, question: Callable[[psycopg.Connection], T], opened: list[psycopg.Connection]) -> T:
         connection: psycopg.Connection | None = getattr(self._local, "connection", None)
         if connection is None or connection.closed or connection.broken:
-            connection = psycopg.connect(
+            connection = connect_to_primary(
+                psycopg.connect,
                 self._conninfo,
                 autocommit=True,
                 connect_timeout=2,

@@ -278,7 +278,7 @@ def test_behind_a_pooler_with_a_direct_url_to_listen_all_holds(
     bench = start_bench(
         "DATABASE_URL leads to a pooler in transaction mode, LASTCALL_LISTEN_URL to the server",
         "0 accepted after return",
-        pooler=pooler,
+        where=lambda name: {"DATABASE_URL": pooler.url(name), "LASTCALL_LISTEN_URL": postgres.url(name)},
     )
     bench.rounds()
     bench.check()
