@@ -332,9 +332,18 @@ BEGIN
 END
 $$;
 
--- Stamps the position, and holds "only ever rises" and "durable" for every writer.
-CREATE OR REPLACE FUNCTION cutoffs_before_write() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Stamps the position, and holds "only ever rises" and "durable" for every writer. Logical replication looks for
+-- nothing but in pg_catalog, so its triggers say where our tables are (docs/scaling.md).
+CREATE OR REPLACE FUNCTION cutoffs_before_write() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
+    -- A row from another region that is here already: a duplicate key would stop the replication for good.
+    IF TG_OP = 'INSERT' AND current_setting('session_replication_role') = 'replica' THEN
+        UPDATE cutoffs SET min_gen = NEW.min_gen, cutoff_at = NEW.cutoff_at, expires_at = NEW.expires_at
+        WHERE scope = NEW.scope AND subject = NEW.subject;
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     IF current_setting('synchronous_commit') IN ('off', 'local') THEN
         PERFORM set_config('synchronous_commit', 'on', TRUE);
     END IF;
@@ -353,7 +362,7 @@ $$;
 
 -- A hint to look now; nothing depends on it. A foreign writer's cutoff also lifts the counter that sign-ins read, or
 -- nobody could sign in until it expires; and it ends the session, or a refresh would bring tokens that are dead.
-CREATE OR REPLACE FUNCTION cutoffs_after_write() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION cutoffs_after_write() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     -- A queue that is full (a listener stuck in a transaction) would abort the commit; the periodic reads do without.
     IF pg_notification_queue_usage() < 0.5 THEN

@@ -19,6 +19,7 @@ from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs, Scope
 from lastcall.errors import CutoffsStale
+from lastcall.hosts import connect_to_primary
 from lastcall.rows import COLUMNS, cutoff_from_row
 
 T = TypeVar("T")
@@ -115,7 +116,8 @@ class Asker:
         old: psycopg.Connection | None = getattr(self._local, "connection", None)
         if old is not None:
             old.close()
-        connection = psycopg.connect(
+        connection = connect_to_primary(
+            psycopg.connect,
             self._conninfo,
             autocommit=True,
             connect_timeout=2,

@@ -23,6 +23,7 @@ from lastcall.ask import hang_up
 from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs
+from lastcall.hosts import connect_to_primary
 from lastcall.rows import COLUMNS, cutoff_from_row, microseconds
 
 log = logging.getLogger("lastcall")
@@ -122,6 +123,7 @@ class CutoffListener:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection: psycopg.Connection | None = None
+        self._other: psycopg.Connection | None = None
         self._busy_since_ns = 0
         self._away = False
         self._position: str | None = None
@@ -169,7 +171,7 @@ class CutoffListener:
             try:
                 self._busy_since_ns = boottime_ns()
                 with self._connect() as connection:
-                    self._connection = connection
+                    self._connection, self._busy_since_ns = connection, boottime_ns()
                     self._serve(connection)
             except (psycopg.Error, Unsuitable, OSError) as error:
                 self._away = isinstance(error, psycopg.OperationalError)
@@ -180,7 +182,7 @@ class CutoffListener:
                     "lastcall: the listener failed unexpectedly; this worker answers 503 until it has recovered"
                 )
             finally:
-                self._connection, self._busy_since_ns = None, 0
+                self._connection, self._other, self._busy_since_ns = None, None, 0
             if self.reads_done > rounds_before:
                 delay_s = 0.1
             self._stopping.wait(delay_s * random.uniform(0.5, 1.0))
@@ -203,7 +205,8 @@ class CutoffListener:
 
     def _connect(self) -> psycopg.Connection:
         try:
-            return psycopg.connect(
+            return connect_to_primary(
+                psycopg.connect,
                 self._conninfo,
                 autocommit=True,
                 connect_timeout=2,
@@ -263,8 +266,10 @@ class CutoffListener:
         # From another connection: a transaction-mode pooler that is idle would echo a NOTIFY of our own.
         probe = f"lastcall_probe_{uuid.uuid4().hex}"
         connection.execute(f"LISTEN {probe}")
-        with self._connect() as other:
-            other.execute("SELECT pg_notify(%s, '')", (probe,))
+        with self._connect() as self._other:
+            # A commit that waits for its standby holds the lock of NOTIFY all the while.
+            notify = "SELECT set_config('lock_timeout', %s, FALSE), pg_notify(%s, '')"
+            self._other.execute(notify, (f"{int(self.lease_s * 1000)}ms", probe))
         heard = list(connection.notifies(timeout=1.0, stop_after=1))
         connection.execute(f"UNLISTEN {probe}")
         if len(pids) != 1 or not heard:
@@ -274,10 +279,15 @@ class CutoffListener:
             )
         # A renewal must be durable: a crash that lost one would let an observer think that the lease is out.
         connection.execute("SET synchronous_commit = on")
-        patience_ms = f"{max(int(self.lease_s * 5000), 2000)}ms"
-        connection.execute("SELECT set_config('statement_timeout', %s, FALSE)", (patience_ms,))
-        # A network that goes half-open again and again must not use up max_connections.
-        connection.execute("SELECT set_config('idle_session_timeout', %s, FALSE)", (patience_ms,))
+        limits = {
+            "statement_timeout": max(self.lease_s * 5, 2.0),
+            # A network that goes half-open again and again must not use up max_connections.
+            "idle_session_timeout": max(self.lease_s * 5, 2.0),
+            # Whoever was hung up on while it waited for a row is gone soon: a server process does not notice by itself.
+            "lock_timeout": self.lease_s,
+        }
+        for name, limit_s in limits.items():
+            connection.execute("SELECT set_config(%s, %s, FALSE)", (name, f"{int(limit_s * 1000)}ms"))
 
     def _register(self, connection: psycopg.Connection) -> bool:
         """Write the own row: a confirmation waits for the workers that it can see. Returns whether the database has
@@ -412,9 +422,11 @@ class CutoffListener:
     def _watch(self, stopping: threading.Event) -> None:
         """A probe cannot bound itself: what hangs for a lease in a silent connection is freed from here."""
         while not stopping.wait(self.lease_s / 4):
-            connection, since_ns = self._connection, self._busy_since_ns
-            if connection is not None and since_ns and boottime_ns() - since_ns > self.lease_s * 1e9:
-                hang_up(connection)
+            since_ns = self._busy_since_ns
+            if since_ns and boottime_ns() - since_ns > self.lease_s * 1e9:
+                for connection in (self._connection, self._other):
+                    if connection is not None:
+                        hang_up(connection)
 
     def wait_until_live(self, timeout_s: float = 10.0) -> bool:
         """Wait until the cutoffs have been read and the lease is valid; for programs and tests, not for requests."""

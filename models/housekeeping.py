@@ -32,6 +32,9 @@ ALARM_AFTER_S = 5
 KEEP_SESSIONS_DAYS = 30
 BATCH = 1000
 _LOCK = 7_530_004
+# Cutoffs come from another region (docs/scaling.md), which purges them and sends its own canary. A row that was purged
+# here alone would be missing when it is raised there, and PostgreSQL skips an update whose row it does not find.
+_FROM_ANOTHER_REGION = "EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = 'cutoffs'::regclass)"
 
 
 class Housekeeper:
@@ -148,7 +151,8 @@ def purge_once() -> dict[str, int]:
 
 def _purge_cutoffs() -> int:
     # Everyone's row first, as a log-out of everyone takes its locks; while one is under way, the next batch will do.
-    if db.session.scalar(text("SELECT TRUE FROM everyone FOR NO KEY UPDATE SKIP LOCKED")) is None:
+    query = text(f"SELECT TRUE FROM everyone WHERE NOT {_FROM_ANOTHER_REGION} FOR NO KEY UPDATE SKIP LOCKED")
+    if db.session.scalar(query) is None:
         return 0
     return int(
         db.session.execute(
@@ -204,8 +208,9 @@ def _send_canary(fenced: set[str]) -> None:
     The canary of the last time is judged first: its age is a metric, and one that lives on is said loudly.
     """
     row = db.session.execute(
-        text("""
+        text(f"""
             SELECT c.min_gen, c.cutoff_at, extract(epoch FROM clock_timestamp() - c.cutoff_at) AS age_s,
+                {_FROM_ANOTHER_REGION} AS is_theirs,
                 (SELECT array_agg(w.id::text) FROM workers AS w WHERE w.canary < c.min_gen AND w.lease_s IS NOT NULL
                  AND w.started_at < c.cutoff_at AND w.renewed_at > c.cutoff_at) AS deaf,
                 e.canary_at
@@ -219,7 +224,7 @@ def _send_canary(fenced: set[str]) -> None:
             db.session.execute(text("UPDATE everyone SET canary_at = :at"), {"at": row.cutoff_at})
         elif deaf and ALARM_AFTER_S < row.age_s < ALARM_AFTER_S + TICK_S:
             log.critical("lastcall: the canary lives: workers %s have not refused it", ", ".join(deaf))
-    if row.min_gen is None or row.age_s >= CANARY_EVERY_S:
+    if not row.is_theirs and (row.min_gen is None or row.age_s >= CANARY_EVERY_S):
         db.session.execute(
             text("SELECT raise_cutoff('user', :canary, :gen, clock_timestamp() + interval '1 hour')"),
             {"canary": CANARY, "gen": (row.min_gen or 0) + 1},

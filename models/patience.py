@@ -13,14 +13,20 @@ from concurrent.futures import Future
 from typing import Any
 
 import psycopg
+from psycopg.errors import Diagnostic
+from psycopg.pq import TransactionStatus
 
 from lastcall.ask import hang_up
 from lastcall.clock import boottime_ns
+from lastcall.hosts import connect_to_primary
 
 WAIT_S = 0.4
 """A statement that has waited for so long is given up once the database is silent (seconds)."""
 CONNECT_S = 0.9
 """How long a new connection may take (seconds); libpq's connect_timeout knows whole seconds, 2 at least."""
+COMMIT_S = 1.5
+"""A commit that has waited for so long is given up once the listener's own are not answered either: the synchronous
+standby is away, while whoever only reads is answered (seconds)."""
 TRY_EVERY_S = 0.25
 _LOOK_EVERY_S = 0.05
 
@@ -29,6 +35,31 @@ class PatientConnection(psycopg.Connection[Any]):
     """A connection whose every wait is noted, so that another thread can end it."""
 
     patience: Patience | None = None
+    committing = False
+    _warned = False
+
+    def commit(self) -> None:
+        """Raises psycopg.OperationalError where it is not known that the standby has it, too."""
+        if self.patience is not None and self.patience.commits_hang() and self._has_written():
+            # The server process of a commit that hangs stays until the standby is back: they must not pile up.
+            self.rollback()
+            raise psycopg.OperationalError("commits are not answered at the moment, so this one was not tried")
+        self.committing, self._warned = True, False
+        try:
+            super().commit()
+        finally:
+            self.committing = False
+        if self._warned:  # somebody has cancelled the wait for the standby: it is written on the primary alone
+            raise psycopg.OperationalError("the commit came with a warning")
+
+    def _has_written(self) -> bool:
+        if self.info.transaction_status != TransactionStatus.INTRANS:
+            return False
+        row = self.execute("SELECT pg_current_xact_id_if_assigned() IS NOT NULL").fetchone()
+        return bool(row and row[0])
+
+    def note_warning(self, diagnostic: Diagnostic) -> None:
+        self._warned = self._warned or diagnostic.severity_nonlocalized == "WARNING"
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         patience = self.patience
@@ -55,14 +86,22 @@ class Patience:
 
     def __init__(self, listener_hears_nothing: Callable[[], bool]) -> None:
         self._listener_hears_nothing = listener_hears_nothing
-        self.waits: dict[int, tuple[psycopg.Connection[Any], int]] = {}
+        self.waits: dict[int, tuple[PatientConnection, int]] = {}
         self.answered_ns = 0
         self._tried_ns = 0
+        self._gave_up = False
         self._stopping = threading.Event()
         self._pid = 0
 
     def is_silent(self) -> bool:
         return self._listener_hears_nothing() and boottime_ns() - self.answered_ns > WAIT_S * 1e9
+
+    def commits_hang(self) -> bool:
+        """Whether commits are not answered: one waits, or was given up, and the listener has heard nothing since."""
+        if not self._listener_hears_nothing():
+            return False
+        late_ns = boottime_ns() - WAIT_S * 1e9
+        return self._gave_up or any(c.committing and since_ns < late_ns for c, since_ns in list(self.waits.values()))
 
     def may_try(self) -> bool:
         """Whether it makes sense to ask the database. While it is silent, one request in a while finds out."""
@@ -88,7 +127,7 @@ class Patience:
 
         def open_it() -> None:
             try:
-                opened.set_result(PatientConnection.connect(conninfo, connect_timeout=2, **options))
+                opened.set_result(connect_to_primary(PatientConnection.connect, conninfo, connect_timeout=2, **options))
             except Exception as error:
                 opened.set_exception(error)
 
@@ -99,13 +138,17 @@ class Patience:
             opened.add_done_callback(_close)
             raise psycopg.OperationalError(f"no connection within {CONNECT_S} s") from None
         connection.patience = self
+        connection.add_notice_handler(connection.note_warning)
         return connection
 
     def _watch(self, stopping: threading.Event) -> None:
         while not stopping.wait(_LOOK_EVERY_S):
-            if not self.waits or not self.is_silent():
+            if not self._listener_hears_nothing():
+                self._gave_up = False
                 continue
-            now_ns = boottime_ns()
+            silent, now_ns = self.is_silent(), boottime_ns()
             for connection, since_ns in list(self.waits.values()):
-                if now_ns - since_ns > WAIT_S * 1e9:
+                waited_s = (now_ns - since_ns) / 1e9
+                if (silent and waited_s > WAIT_S) or (connection.committing and waited_s > COMMIT_S):
+                    self._gave_up = self._gave_up or connection.committing
                     hang_up(connection)

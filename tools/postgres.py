@@ -38,13 +38,15 @@ class PostgresError(Exception):
 class EmbeddedPostgres:
     """One server on `data_dir`. Use it as a context manager, or call `start` and `stop`.
 
-    `fast` gives up durability, for tests. Data are kept; a server that was killed recovers at the next start.
+    `fast` gives up durability, for tests; `more` are further settings of the server. Data are kept; a server that was
+    killed recovers at the next start.
     """
 
-    def __init__(self, data_dir: Path, *, fast: bool = False, connections: int = 300) -> None:
+    def __init__(self, data_dir: Path, *, fast: bool = False, connections: int = 300, **more: str) -> None:
         self.data_dir = data_dir.absolute() / "postgres"
         self._fast = fast
         self._connections = connections
+        self._more = more
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
@@ -89,6 +91,7 @@ class EmbeddedPostgres:
             "shared_buffers": "64MB",
             "log_min_messages": "warning",
             **({"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB"} if self._fast else {}),
+            **self._more,
         }
         command = [str(_binary("postgres")), "-D", str(self.data_dir)]
         for name, value in options.items():

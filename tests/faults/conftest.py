@@ -15,7 +15,6 @@ from models.database import apply_schema
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE
 from tests.faults.bench import Bench, Host
 from tests.faults.hooks import FOLDER, Hooks
-from tests.faults.pooler import TransactionPooler
 from tests.faults.proxy import Proxy
 from tests.faults.report import REPORT
 from tests.gunicorn import DEADLINE_S, Gunicorn
@@ -90,7 +89,8 @@ def start_host(signing_key: str, tmp_path: Path) -> Iterator[StartHost]:
 
 @pytest.fixture
 def start_bench(postgres: EmbeddedPostgres, start_host: StartHost) -> Iterator[StartBench]:
-    """Start a bench: `start_bench("fault", "what must happen", workers=(4,))`, one number for each host."""
+    """Start a bench: `start_bench("fault", "what must happen", workers=(4,))`, one number for each host. `where` says
+    where its processes find the database of a name, when not by the proxy."""
     with ExitStack() as stack:
 
         def start(
@@ -101,7 +101,7 @@ def start_bench(postgres: EmbeddedPostgres, start_host: StartHost) -> Iterator[S
             workers: Sequence[int] = (4,),
             options: Sequence[str] = ("--preload",),  # a quicker start, on two cores
             users: int = 8,
-            pooler: TransactionPooler | None = None,
+            where: Callable[[str], dict[str, str]] | None = None,
             **more: str,
         ) -> Bench:
             figures = REPORT.begin(fault, must)
@@ -112,8 +112,8 @@ def start_bench(postgres: EmbeddedPostgres, start_host: StartHost) -> Iterator[S
             else:
                 apply_schema(database.create_database(name))
                 database.let_in(APP)
-            if pooler is not None:
-                more |= {"DATABASE_URL": pooler.url(name), "LASTCALL_LISTEN_URL": database.url(name)}
+            if where is not None:
+                more |= where(name)
             hosts = [start_host(database, name, count, *options, **more) for count in workers]
             bench = Bench(database, name, hosts, figures, users)
             stack.callback(bench.finish)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -278,35 +278,74 @@ def test_behind_a_pooler_with_a_direct_url_to_listen_all_holds(
     bench = start_bench(
         "DATABASE_URL leads to a pooler in transaction mode, LASTCALL_LISTEN_URL to the server",
         "0 accepted after return",
-        pooler=pooler,
+        where=lambda name: {"DATABASE_URL": pooler.url(name), "LASTCALL_LISTEN_URL": postgres.url(name)},
     )
     bench.rounds()
     bench.check()
 
 
-@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="no pgbouncer here (Debian: apt install pgbouncer)")
+@pytest.fixture
+def start_pgbouncer(postgres: EmbeddedPostgres, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Start pgbouncer in front of the server: `start_pgbouncer("transaction")` gives the URL, but for the database."""
+    if shutil.which("pgbouncer") is None:
+        pytest.skip("no pgbouncer here (Debian: apt install pgbouncer)")
+    port, socket = free_port(), postgres.url().partition("host=")[2].replace("%2F", "/")
+    log = tmp_path / "pgbouncer.log"
+    with ExitStack() as stack:
+
+        def start(pool_mode: str, **more: object) -> str:
+            settings = {
+                **{"listen_addr": "127.0.0.1", "listen_port": port, "unix_socket_dir": "", "auth_type": "any"},
+                **{"pool_mode": pool_mode, **more},
+            }
+            lines = [f"{name} = {value}" for name, value in settings.items()]
+            head = ["[databases]", f"* = host={socket} user=lastcall", "[pgbouncer]"]
+            (tmp_path / "pgbouncer.ini").write_text("\n".join([*head, *lines, ""]))
+            # It refuses to run as root, as PostgreSQL does.
+            command = [*_as_ordinary_user(), "pgbouncer", str(tmp_path / "pgbouncer.ini")]
+            bouncer = subprocess.Popen(command, stdout=stack.enter_context(log.open("wb")), stderr=subprocess.STDOUT)
+            stack.callback(bouncer.wait)
+            stack.callback(bouncer.terminate)
+            url = f"postgresql://lastcall@127.0.0.1:{port}/%s?sslmode=disable"
+            wait_until_it_answers(url % "postgres", log)
+            return url
+
+        yield start
+
+
 def test_behind_pgbouncer_in_transaction_mode_it_says_so_and_is_not_ready(
-    start_host: StartHost, postgres: EmbeddedPostgres, tmp_path: Path
+    start_host: StartHost, postgres: EmbeddedPostgres, start_pgbouncer: Callable[..., str]
 ) -> None:
     postgres.create_database("faults_pgbouncer", TEMPLATE)
-    port, socket = free_port(), postgres.url().partition("host=")[2].replace("%2F", "/")
-    conf = tmp_path / "pgbouncer.ini"
-    conf.write_text(
-        f"[databases]\n* = host={socket} user=lastcall\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-        "auth_type = any\npool_mode = transaction\nunix_socket_dir =\nignore_startup_parameters = options\n"
-    )
-    log = tmp_path / "pgbouncer.log"
-    with log.open("wb") as file:
-        # It refuses to run as root, as PostgreSQL does.
-        bouncer = subprocess.Popen([*_as_ordinary_user(), "pgbouncer", str(conf)], stdout=file, stderr=file)
-    try:
-        url = f"postgresql://lastcall@127.0.0.1:{port}/faults_pgbouncer?sslmode=disable"
-        wait_until_it_answers(url, log)
-        host = start_host(postgres, "faults_pgbouncer", 2, ready=False, DATABASE_URL=url)
-        assert len(unready_lines(host, "transaction-mode pooler")) == 2
-    finally:
-        bouncer.terminate()
-        bouncer.wait()
+    url = start_pgbouncer("transaction") % "faults_pgbouncer"
+    host = start_host(postgres, "faults_pgbouncer", 2, ready=False, DATABASE_URL=url)
+    assert len(unready_lines(host, "transaction-mode pooler")) == 2
+
+
+@pytest.mark.parametrize("pool_mode", ["transaction", "session"])
+def test_behind_pgbouncer_all_holds(
+    start_bench: StartBench, postgres: EmbeddedPostgres, start_pgbouncer: Callable[..., str], pool_mode: str
+) -> None:
+    """In transaction mode with a direct URL to listen, and a pool much smaller than the workers' own."""
+    pool_size = 4 if pool_mode == "transaction" else 100
+    url = start_pgbouncer(pool_mode, default_pool_size=pool_size, max_client_conn=1000)
+
+    def where(name: str) -> dict[str, str]:
+        direct = {"LASTCALL_LISTEN_URL": postgres.url(name)} if pool_mode == "transaction" else {}
+        return {"DATABASE_URL": url % name, **direct}
+
+    bench = start_bench(f"DATABASE_URL leads to pgbouncer in {pool_mode} mode", "0 accepted after return", where=where)
+    bench.rounds()
+    with bench.psql() as psql:
+        found = psql.execute(
+            "SELECT count(*) FILTER (WHERE application_name IN ('lastcall', 'lastcall-ask')),"
+            " count(*) FILTER (WHERE application_name = 'lastcall-listener')"
+            " FROM pg_stat_activity WHERE datname = current_database()"
+        ).fetchone()
+    assert found is not None
+    assert found[0] <= pool_size
+    assert found[1] == 4, "each worker's listener has a server process of its own"
+    bench.check()
 
 
 def wait_until_it_answers(url: str, log: Path) -> None:

@@ -1,0 +1,59 @@
+"""Several hosts in one libpq URL: all of them are tried at once, and the first that lets us write is the one.
+
+One by one, as libpq does it, a machine that is gone without a word costs a timeout with each new connection.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+C = TypeVar("C", bound=psycopg.Connection[Any])
+_LISTS = ("host", "hostaddr", "port")
+
+
+def each_host(conninfo: str) -> list[str]:
+    """One URL for each host of `conninfo`; `conninfo` itself where there is but one."""
+    parameters = conninfo_to_dict(conninfo)
+    lists = {name: str(parameters[name]).split(",") for name in _LISTS if parameters.get(name)}
+    count = max((len(values) for values in lists.values()), default=1)
+    if count == 1:
+        return [conninfo]
+    # One port is for all hosts (PostgreSQL manual, "Specifying Multiple Hosts").
+    parts = [{name: values[min(i, len(values) - 1)] for name, values in lists.items()} for i in range(count)]
+    return [make_conninfo("", **{**parameters, **part, "target_session_attrs": "read-write"}) for part in parts]
+
+
+def connect_to_primary(connect: Callable[..., C], conninfo: str, **options: Any) -> C:
+    """`connect(conninfo, **options)`, on whichever of several hosts is the primary. Raises psycopg.Error."""
+    hosts = each_host(conninfo)
+    if len(hosts) == 1:
+        return connect(conninfo, **options)
+    first: Future[C] = Future()
+    errors: list[psycopg.Error] = []
+
+    def try_one(host: str) -> None:
+        try:
+            connection = connect(host, **options)
+        except psycopg.Error as error:
+            errors.append(error)
+            if len(errors) == len(hosts):
+                # That a standby is only read is no news; why there is no primary is.
+                errors.sort(key=lambda error: "read-only" in str(error))
+                with suppress(InvalidStateError):
+                    first.set_exception(errors[0])
+            return
+        try:
+            first.set_result(connection)
+        except InvalidStateError:
+            connection.close()
+
+    for host in hosts:
+        threading.Thread(target=try_one, args=(host,), name="lastcall-connect", daemon=True).start()
+    return first.result()

@@ -1,0 +1,170 @@
+"""Failover to a standby (docs/scaling.md): what a synchronous one keeps, and how the workers move over to it.
+
+What an asynchronous one loses: test_database_faults.py::test_the_database_has_gone_back_in_time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench import LEASE_S, MARGIN_S, ROUNDS, SLACK_S, Host, kill_database
+from tests.faults.conftest import StartBench, StartHost
+from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED
+from tests.faults.proxy import Proxy
+from tests.faults.standby import Standby
+from tests.faults.test_database_faults import wait_until_reread
+from tools.postgres import EmbeddedPostgres
+
+WAITING = (
+    " FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'lastcall'"
+    " AND query = 'COMMIT' AND wait_event = 'SyncRep'"
+)
+
+
+@pytest.fixture
+def machines(cluster: EmbeddedPostgres) -> Iterator[list[Proxy]]:
+    """The addresses of two machines. At first there is a server on the first alone."""
+    with Proxy(cluster.url) as first, Proxy(cluster.url) as second:
+        second.refuse()
+        yield [first, second]
+
+
+def on_both(machines: list[Proxy]) -> Callable[[str], dict[str, str]]:
+    """DATABASE_URL as docs/scaling.md gives it: both machines, whichever may be written to."""
+    hosts = ",".join(f"127.0.0.1:{machine.port}" for machine in machines)
+    options = "target_session_attrs=read-write&sslmode=disable&gssencmode=disable"
+    return lambda name: {"DATABASE_URL": f"postgresql://lastcall@{hosts}/{name}?{options}"}
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What must end before the servers do."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
+    start_bench: StartBench, cluster: EmbeddedPostgres, machines: list[Proxy], stack: ExitStack, tmp_path: Path
+) -> None:
+    must = "nothing that returned is lost; nobody is signed out; the workers move over by themselves"
+    bench = start_bench(
+        "the primary is killed or gone, its synchronous standby is promoted",
+        must,
+        database=cluster,
+        workers=(2,),
+        where=on_both(machines),
+    )
+    primary, here, there = cluster, *machines
+    for number in range(max(2, ROUNDS // 20)):
+        standby = stack.enter_context(Standby(primary, tmp_path / f"standby-{number}"))
+        there.lead_to(standby.server.url)
+        there.heal()
+        standby.make_synchronous()
+        bench.wait_until_usual()
+        bench.figures.recovery_s = None
+        tokens = [bench.new_victim() for _ in range(2)]
+        # The last thing that happens: nothing may be left to be sent to the standby when it returns.
+        for token in tokens:
+            bench.revoke_at_last(token.subject)
+        if number % 2:
+            here.swallow()  # the whole machine: nobody says that a connection has ended, or refuses a new one
+        kill_database(primary)
+        since_s = time.monotonic()
+        standby.promote()
+        bench.database = standby.server
+        took_s = bench.wait_until_usual(since_s)
+        assert took_s < LEASE_S + 0.8 + 2.0 + SLACK_S, f"it took {took_s:.1f} s to recover"
+        for token in tokens:
+            assert set(bench.load.ask_each(token)) == {REFUSED}
+        assert set(bench.load.ask_each(bench.bystander)) == {ACCEPTED}, "nothing is in doubt, so nobody is signed out"
+        bench.rounds(2)
+        primary, here, there = standby.server, there, here
+    bench.check()
+    assert "BACK" not in bench.host.log()
+    bench.host.server.stop()
+
+
+def test_a_synchronous_standby_is_away(
+    start_bench: StartBench, cluster: EmbeddedPostgres, stack: ExitStack, tmp_path: Path
+) -> None:
+    bench = start_bench(
+        "the synchronous standby is away",
+        "never a 200; 503 within 2 s; whoever has a token goes on; nothing piles up; back by itself",
+        database=cluster,
+        workers=(2,),
+    )
+    standby = stack.enter_context(Standby(cluster, tmp_path / "standby"))
+    standby.make_synchronous()
+    cancelled, hung = bench.new_victim(), bench.new_victim()
+    bench.load.ask_for(bench.bystander, hung)
+    standby.line.refuse()
+    with ThreadPoolExecutor(1) as threads, bench.psql() as psql:
+        # Somebody ends the wait by hand: it is written, and in force, and not on the standby.
+        answer = threads.submit(bench.revoke, cancelled.subject)
+        while not answer.done():
+            psql.execute(f"SELECT pg_cancel_backend(pid) {WAITING}")
+        assert answer.result().status == NOT_NOW, answer.result().text
+        bench.wait_until_refused(cancelled)
+        took_s = 0.0
+        since_s = time.monotonic()
+        while time.monotonic() - since_s < 2 * LEASE_S:
+            asked_s = time.monotonic()
+            answer = bench.revoke(hung.subject)
+            assert answer.status == NOT_NOW, answer.text
+            assert bench.try_to_sign_in("user-7") is None
+            took_s = max(took_s, time.monotonic() - asked_s)
+            assert set(bench.load.ask_each(bench.bystander)) == {ACCEPTED}
+        assert took_s < 2 * 2.0 + SLACK_S, f"two requests took {took_s:.1f} s"
+        waiting = psql.execute(f"SELECT count(*) {WAITING}").fetchone()
+        assert waiting is not None
+        assert waiting[0] <= 2 * 4, f"{waiting[0]} server processes wait for the standby"
+    standby.line.heal()
+    took_s = bench.wait_until_usual()
+    assert took_s < 1.25 * LEASE_S + 0.8 + SLACK_S, f"it took {took_s:.1f} s to recover"
+    # What hung was written, and nobody had been told that it was not.
+    assert set(bench.load.ask_each(hung)) == {REFUSED}
+    bench.rounds(2)
+    bench.check()
+    bench.host.server.stop()
+
+
+def test_an_old_primary_that_lives_on_without_its_standby_gives_nobody_a_lease(
+    start_bench: StartBench, start_host: StartHost, cluster: EmbeddedPostgres, stack: ExitStack, tmp_path: Path
+) -> None:
+    """Nobody has fenced it. Its workers' renewals wait for a standby that is none any more."""
+    bench = start_bench(
+        "a synchronous standby is promoted, and the old primary lives on; LASTCALL_STALE=refuse",
+        "0 accepted after return, on either side",
+        database=cluster,
+        workers=(1,),
+    )
+    standby = stack.enter_context(Standby(cluster, tmp_path / "standby"))
+    left: Host = start_host(cluster, bench.name, 1, LASTCALL_STALE="refuse")
+    left.pids = [line.worker_pid() for line in left.server.lines()]
+    bench.load.start(left.server.port, left.pids)
+    standby.make_synchronous()
+    token = bench.new_victim()
+    standby.line.refuse()
+    standby.promote()
+    bench.host.proxy.lead_to(standby.server.url)
+    bench.host.proxy.cut()
+    bench.database = standby.server
+    wait_until_reread(bench)
+    assert set(bench.load.ask_each(token)) <= {ACCEPTED, NOT_NOW}
+    since_s = time.monotonic()
+    answer = bench.revoke_at_last(token.subject)
+    assert time.monotonic() - since_s < LEASE_S + MARGIN_S + SLACK_S
+    assert answer.json["workers"]["fenced"] == 1, answer.text
+    for _ in range(20):
+        assert set(bench.load.ask_each(token)) == {REFUSED, NOT_NOW}
+    bench.load.stop()
+    assert bench.history.accepted_after_return()[:3] == []
+    bench.figures.outcome = "held"
+    for host in (bench.host, left):
+        host.server.stop()

@@ -1,0 +1,206 @@
+"""A second region: a PostgreSQL of its own, to which the cutoffs come by logical replication (docs/scaling.md)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from app import create_app
+from lastcall import KeyRing
+from lastcall.listener import CANARY
+from models.database import apply_schema, db
+from models.housekeeping import CANARY_EVERY_S, purge
+from settings import from_environment
+from tests.conftest import FAST_ENVIRONMENT
+from tests.faults.bench import DEADLINE_S, ROUNDS, SLACK_S
+from tests.faults.history import ACCEPTED, REFUSED
+from tests.faults.proxy import Proxy
+from tests.faults.report import REPORT
+from tests.gunicorn import ROOT, Gunicorn, Line
+from tests.workers.people import force_logout, make_person, sign_in, statuses_on
+from tools.postgres import APP, EmbeddedPostgres
+
+SERVICE = "region_b"
+WORKERS = 2
+
+
+class Service(Gunicorn):
+    """Its database has been prepared already."""
+
+    def prepare(self) -> None:
+        pass
+
+
+@dataclass
+class Regions:
+    """Two servers: people sign in and are signed out at `home`, `away` only checks. `line` is what joins them."""
+
+    home: EmbeddedPostgres
+    away: EmbeddedPostgres
+    line: Proxy
+    server: Gunicorn
+    service: Gunicorn
+
+    def at_home(self) -> psycopg.Connection:
+        return psycopg.connect(self.home.url(), autocommit=True)
+
+    def far_away(self) -> psycopg.Connection:
+        return psycopg.connect(self.away.url(), autocommit=True)
+
+    def subscribe(self) -> None:
+        with self.far_away() as psql:
+            origin = f"host=127.0.0.1 port={self.line.port} dbname=lastcall user=lastcall sslmode=disable"
+            psql.execute(command_of_the_page("CREATE SUBSCRIPTION").replace("host=a.example.com …", origin).encode())
+            wait_until(psql, "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel")
+
+
+def command_of_the_page(begin: str) -> str:
+    """The SQL command of docs/scaling.md that begins so."""
+    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    return page[page.index(begin) :].split(";", 1)[0]
+
+
+def wait_until(psql: psycopg.Connection, question: str, *parameters: object) -> float:
+    """Until the database says yes. Returns how long that took."""
+    since_s = time.monotonic()
+    while psql.execute(question.encode(), parameters).fetchone() != (True,):
+        assert time.monotonic() - since_s < DEADLINE_S, question
+        time.sleep(0.002)  # nothing tells from outside
+    return time.monotonic() - since_s
+
+
+def refused_everywhere_after_s(lines: list[Line], token: str, since_s: float) -> float:
+    while set(statuses_on(lines, token)) != {REFUSED}:
+        assert time.monotonic() - since_s < DEADLINE_S, "a token that was revoked in the other region is still accepted"
+    return time.monotonic() - since_s
+
+
+@pytest.fixture(scope="module")
+def regions(signing_key: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regions]:
+    folder = tmp_path_factory.mktemp("regions")
+    with ExitStack() as stack:
+        home = stack.enter_context(EmbeddedPostgres(folder / "home", fast=True, wal_level="logical"))
+        away = stack.enter_context(EmbeddedPostgres(folder / "away", fast=True, wal_retrieve_retry_interval="100ms"))
+        line = stack.enter_context(Proxy(home.url))
+        for server in (home, away):
+            apply_schema(server.url())
+        home.let_in(APP)
+        common = {**FAST_ENVIRONMENT, "LASTCALL_DATA_DIR": str(folder / "instance")}
+        with psycopg.connect(home.url(), autocommit=True) as psql:
+            psql.execute(command_of_the_page("CREATE PUBLICATION").encode())
+        with psycopg.connect(away.url(), autocommit=True) as psql:
+            psql.execute(f"CREATE ROLE {SERVICE} LOGIN IN ROLE lastcall_service".encode())
+            # Whatever a region has said by itself before: rows that meet are merged.
+            psql.execute("INSERT INTO cutoffs (scope, subject, min_gen) VALUES ('user', %s, 1)", (CANARY,))
+        keys = {"LASTCALL_SIGNING_KEY": signing_key, "DATABASE_URL": home.url()}
+        server = Gunicorn(WORKERS, (), {**common, **keys}, folder / "home.log")
+        keys = {
+            "LASTCALL_SIGNING_KEY": json.dumps(KeyRing.parse(signing_key).jwks()),
+            "DATABASE_URL": away.url(user=SERVICE),
+        }
+        options = ("--config", "tests/faults/service_conf.py")
+        service = Service(WORKERS, options, {**common, **keys}, folder / "away.log")
+        regions = Regions(home, away, line, server, service)
+        stack.enter_context(server)
+        regions.subscribe()
+        stack.enter_context(service)
+        yield regions
+
+
+def test_a_token_that_is_revoked_in_one_region_is_refused_in_the_other(regions: Regions) -> None:
+    figures = REPORT.begin(
+        "a second region, joined by logical replication of cutoffs", "refused there as well; how long after the receipt"
+    )
+    admin, lines = sign_in(regions.server), regions.service.lines()
+    with regions.far_away() as psql:
+        for number in range(ROUNDS):
+            person = make_person(regions.server, admin, f"traveller-{number}")
+            assert statuses_on(lines, person.token) == [ACCEPTED] * WORKERS
+            answer = force_logout(regions.server, admin, person)
+            took_s = refused_everywhere_after_s(lines, person.token, time.monotonic())
+            assert answer.status == 200, answer.text
+            assert answer.json["workers"]["live"] == WORKERS, "the receipt counts the workers of its own region"
+            assert statuses_on(lines, sign_in(regions.server, person.username).token) == [ACCEPTED] * WORKERS
+            figures.revocations += 1
+            figures.stale_s = max(figures.stale_s or 0.0, took_s)
+        ours = psql.execute("SELECT bool_and(pg_visible_in_snapshot(xid, pg_current_snapshot())) FROM cutoffs")
+        assert ours.fetchone() == (True,), "each row carries a transaction of the server that it has come to"
+        age = psql.execute(command_of_the_page("SELECT extract").encode()).fetchone()
+        assert age is not None and 0 <= age[0] < CANARY_EVERY_S + SLACK_S + 1
+    assert figures.stale_s is not None
+    assert figures.stale_s < SLACK_S, f"it took {figures.stale_s:.2f} s"
+    figures.outcome = "held"
+
+
+def test_everyone_and_a_session_are_revoked_in_the_other_region_too(regions: Regions) -> None:
+    admin, lines = sign_in(regions.server), regions.service.lines()
+    person = make_person(regions.server, admin, "guest")
+    other = sign_in(regions.server, person.username)
+    path = f"/api/v1/admin/sessions/{person.user_id}/{person.session_id}"
+    assert regions.server.ask("DELETE", path, token=admin.token).status == 200
+    refused_everywhere_after_s(lines, person.token, time.monotonic())
+    assert statuses_on(lines, other.token) == [ACCEPTED] * WORKERS
+    assert regions.server.ask("DELETE", "/api/v1/admin/sessions", token=admin.token).status == 200
+    refused_everywhere_after_s(lines, other.token, time.monotonic())
+    assert statuses_on(lines, sign_in(regions.server).token) == [ACCEPTED] * WORKERS
+
+
+def test_a_receipt_says_nothing_of_a_region_that_is_cut_off(regions: Regions) -> None:
+    """That is the limit of it: over there a revoked token is good until the line is back."""
+    admin, lines = sign_in(regions.server), regions.service.lines()
+    person = make_person(regions.server, admin, "stranded")
+    regions.line.refuse()
+    try:
+        answer = force_logout(regions.server, admin, person)
+        assert (answer.status, answer.json["in_force"]) == (200, True), answer.text
+        assert statuses_on(lines, person.token) == [ACCEPTED] * WORKERS
+    finally:
+        regions.line.heal()
+    refused_everywhere_after_s(lines, person.token, time.monotonic())
+
+
+def test_rows_that_meet_are_merged_by_the_maximum_also_when_one_subscribes_anew(regions: Regions) -> None:
+    with regions.at_home() as home, regions.far_away() as away:
+        insert = "INSERT INTO cutoffs (scope, subject, min_gen) VALUES ('user', %s, %s)"
+        away.execute(insert, ("higher there", 9))
+        away.execute(insert, ("lower there", 1))
+        away.execute("DROP SUBSCRIPTION lastcall")
+        for subject in ("higher there", "lower there", "only at home"):
+            home.execute(insert, (subject, 5))
+        regions.subscribe()
+        home.execute(insert, ("the last one", 5))
+        wait_until(away, "SELECT EXISTS (SELECT FROM cutoffs WHERE subject = 'the last one')")
+        found = away.execute("SELECT subject, min_gen FROM cutoffs WHERE subject LIKE %s", ("% %",)).fetchall()
+        assert dict(found) == {"higher there": 9, "lower there": 5, "only at home": 5, "the last one": 5}
+
+
+def test_cutoffs_are_purged_at_home_and_nowhere_else(regions: Regions, signing_key: str) -> None:
+    """A row that only the other region had purged would be missing when it is raised again, and stay so."""
+    environment = {
+        **FAST_ENVIRONMENT,
+        "DATABASE_URL": regions.away.url(),
+        "LASTCALL_SIGNING_KEY": signing_key,
+        "LASTCALL_DATA_DIR": str(ROOT),
+    }
+    app = create_app(from_environment(environment))
+    with regions.at_home() as home, regions.far_away() as away:
+        home.execute(
+            "INSERT INTO cutoffs (scope, subject, expires_at) VALUES ('user', 'over', now() + interval '0.3 s')"
+        )
+        wait_until(away, "SELECT now() > expires_at FROM cutoffs WHERE subject = 'over'")
+        away.execute("DELETE FROM cutoffs WHERE subject = %s", (CANARY,))
+        with app.app_context():
+            assert purge()["cutoffs"] == 0
+            app.extensions["lastcall_server"].housekeeper.tick()
+            db.engine.dispose()
+        assert away.execute("SELECT FROM cutoffs WHERE subject = %s", (CANARY,)).fetchone() is None, (
+            "one is sent at home"
+        )
+        wait_until(home, "SELECT NOT EXISTS (SELECT FROM cutoffs WHERE subject = 'over')")  # its housekeeper does it
+        wait_until(away, "SELECT NOT EXISTS (SELECT FROM cutoffs WHERE subject = 'over')")
