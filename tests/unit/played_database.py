@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lastcall import listener as listener_module
 from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.listener import CutoffListener
+from lastcall.statements import READ_NEW
 
 SECOND_NS = 1_000_000_000
 LOG = list[str]
@@ -50,13 +52,15 @@ class PlayedDatabase:
         xids_behind: bool = False,
         now_us: int = NOW_US,
         purged_us: int = 0,
+        heard: bool = True,
     ) -> None:
         self.log, self.renewals, self.xids_behind = log, renewals, xids_behind
-        self.now_us, self.purged_us = now_us, purged_us
+        self.now_us, self.purged_us, self.heard, self.hints = now_us, purged_us, heard, 0
         self.rows: list[tuple[Any, ...]] = [ROW]
         self.sent: dict[str, tuple[str, Any]] = {}
         self.listener: CutoffListener | None = None
         self.lease_at: dict[str, int] = {}
+        self.prepared = listener_module._READ_NEW
 
     def execute(self, query: str, parameters: Any = ()) -> Answer:
         step = next((step for part, step in STATEMENTS.items() if part in query), "")
@@ -81,6 +85,15 @@ class PlayedDatabase:
                 return Answer(self.rows)
         return Answer([(1, False)])
 
+    def ask(self, name: bytes, *parameters: str) -> Answer:
+        """In place of `lastcall.prepared.ask`."""
+        assert name == self.prepared
+        return self.execute(READ_NEW, parameters)
+
+    def prepare(self, name: bytes, query: str) -> None:
+        assert query == READ_NEW
+        self.prepared = name
+
     @contextmanager
     def cursor(self, *, name: str) -> Iterator[PlayedDatabase]:
         assert name, "without a name all rows would come at once"
@@ -96,7 +109,9 @@ class PlayedDatabase:
         if timeout > 0 and self.listener is not None and "listen" in self.log:
             self.log.append("wait")
             self.listener._stopping.set()
-        yield "heard"
+            yield from ["heard"] * self.heard
+        else:
+            yield "heard"
 
     def __enter__(self) -> PlayedDatabase:
         self.log.append("another connection")
