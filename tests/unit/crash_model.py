@@ -4,7 +4,7 @@ Rounds and time are not bounded here: what counts of a time is how much is left 
 shown that nothing is gained by looking closer. A request is one look at its most eager moment, so a world is bad when a
 revocation has returned and a worker whose lease is valid would accept what it was about. A confirmation is one look
 as well, the one that succeeds. And steps are taken at one moment where a pause between them only makes a lease end
-sooner or a position come later. (Each step at a moment of its own is as safe: 577,000 worlds; so are leases of 2.)
+sooner or a position come later. (Each step at a moment of its own is as safe: 2,260,000 worlds; so are leases of 2.)
 
 A crash of the database ends its open transactions, and may lose what was not durable. Transaction ids that left
 nothing durable come back: nothing here leans on the order in which PostgreSQL writes its log.
