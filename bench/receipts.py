@@ -1,25 +1,30 @@
-"""From the DELETE to its receipt: force logouts on real gunicorn workers and a real, durable PostgreSQL."""
+"""From the DELETE to its receipt: force logouts on real gunicorn workers and a real, durable PostgreSQL. Loaded: each
+worker also answers guarded requests on a kept-alive connection, one after the other as fast as they are answered."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from bench.load import load
+from bench.plot import Bar, bars
 from models.database import apply_schema
 from tests.conftest import FAST_ENVIRONMENT, PASSWORD
 from tests.gunicorn import Gunicorn
 from tools.postgres import APP, EmbeddedPostgres
 
-WORKERS = (1, 2, 4, 8)
-LOGOUTS = 100
+WORKERS = (1, 2, 4, 8, 16)
+LOGOUTS = int(os.environ.get("BENCH_LOGOUTS", "100"))
 
 
 def measure(advance: Callable[[str], None]) -> dict[str, list[float]]:
-    """Milliseconds from DELETE to receipt, by the number of workers."""
+    """Milliseconds from DELETE to receipt, by the number of workers and what they do meanwhile."""
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as postgres:
         for count in WORKERS:
@@ -37,15 +42,17 @@ def measure(advance: Callable[[str], None]) -> dict[str, list[float]]:
                 body = {"username": "bench", "password": PASSWORD}
                 made = gunicorn.ask("POST", "/api/v1/admin/users", token=admin, body=body)
                 path = f"/api/v1/admin/sessions/{made.json['user_id']}"
-                line = gunicorn.lines()[0]
-                for number in range(LOGOUTS):
-                    advance(f"{count} workers: force logout {number + 1} of {LOGOUTS}")
-                    gunicorn.sign_in("bench", PASSWORD)
-                    began = time.perf_counter()
-                    answer = line.ask("DELETE", path, token=admin)
-                    found.setdefault(str(count), []).append((time.perf_counter() - began) * 1000)
-                    if answer.json["workers"] | {"elapsed_ms": 0} != _all_of(count):
-                        raise SystemExit(f"not in force: {answer.text}")
+                for kind in ("idle", "loaded"):
+                    with load(gunicorn, admin) if kind == "loaded" else nullcontext():
+                        line = gunicorn.lines()[0]
+                        for number in range(LOGOUTS):
+                            advance(f"{count} workers, {kind}: force logout {number + 1} of {LOGOUTS}")
+                            gunicorn.sign_in("bench", PASSWORD)
+                            began = time.perf_counter()
+                            answer = line.ask("DELETE", path, token=admin)
+                            found.setdefault(f"{count} {kind}", []).append((time.perf_counter() - began) * 1000)
+                            if answer.json["workers"] | {"elapsed_ms": 0} != _all_of(count):
+                                raise SystemExit(f"bench: not in force: {answer.text}")
     return found
 
 
@@ -55,7 +62,15 @@ def _all_of(count: int) -> dict[str, object]:
 
 def table(found: dict[str, list[float]]) -> list[str]:
     lines = ["| workers | ms, median | p99 | most |", "| --- | --- | --- | --- |"]
-    for count, values in found.items():
+    for case, values in found.items():
         p99 = statistics.quantiles(values, n=100)[98]
-        lines.append(f"| {count} | {statistics.median(values):.1f} | {p99:.1f} | {max(values):.1f} |")
+        lines.append(f"| {case} | {statistics.median(values):.1f} | {p99:.1f} | {max(values):.1f} |")
     return lines
+
+
+def plots(found: dict[str, list[float]]) -> dict[str, str]:
+    rows = [
+        Bar(f"{case} workers", statistics.median(values), min(values), max(values), ours=case.endswith("idle"))
+        for case, values in found.items()
+    ]
+    return {"receipts": bars("DELETE to receipt", "milliseconds", rows)}

@@ -1,7 +1,8 @@
 """The listener: one thread in each process that keeps its `Cutoffs` true, and says in `workers` how far it has read.
 
 docs/listener.md explains it on one page. NOTIFY is only a hint to look now; the read every quarter of a lease alone
-keeps the promise. The order of the steps in `_round` is the proof, tests/unit/test_interleavings.py explores it.
+keeps the promise. The order of the steps in `_round` and `_look` is the proof, tests/unit/test_interleavings.py
+explores it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 
+from lastcall import statements
 from lastcall.ask import hang_up
 from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs
 from lastcall.hosts import connect_to_primary
-from lastcall.rows import COLUMNS, cutoff_from_row, microseconds
+from lastcall.prepared import ask, prepare
+from lastcall.rows import cutoff_from_row
 
 log = logging.getLogger("lastcall")
 
@@ -32,55 +35,11 @@ CHANNEL = "lastcall_cutoffs"
 CANARY = "00000000-0000-0000-0000-000000000000"
 """The subject of the canary: an invented user who is signed out every 10 s, and whom every worker must refuse."""
 
-_REGISTER: LiteralString = """
-INSERT INTO workers (id, service, host, pid, version, lease_s, renewals, incarnation)
-VALUES (
-    %(id)s, %(service)s, %(host)s, %(pid)s, %(version)s, %(lease_s)s,
-    -- A number that no earlier row of this worker can have had: observers judge the lease by its rise.
-    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, (SELECT id FROM incarnation)
-)
-ON CONFLICT (id) DO UPDATE SET
-    renewals = workers.renewals + 1, renewed_at = clock_timestamp(), snapshot = NULL, incarnation = excluded.incarnation
-RETURNING renewals
-"""
-_RENEW: LiteralString = (
-    "UPDATE workers SET renewals = renewals + 1, renewed_at = clock_timestamp() WHERE id = %s RETURNING renewals"
-)
-# One statement, so one snapshot: the rows are exactly those that the position speaks of.
-_READ_NEW: LiteralString = f"""
-SELECT
-    pg_current_snapshot()::text, {microseconds("clock_timestamp()")}, {microseconds("everyone.purged_until")},
-    {microseconds("everyone.purged_at")}, {COLUMNS}
-FROM everyone LEFT JOIN cutoffs AS c ON c.xid >= pg_snapshot_xmin(%s::pg_snapshot)
-"""
-_READ_ALL: LiteralString = f"SELECT {COLUMNS} FROM cutoffs AS c"
-# No connection outlives a crash, so the position is of the incarnation that is there now.
-_CONFIRM: LiteralString = """
-UPDATE workers SET snapshot = %s::pg_snapshot, canary = %s, incarnation = (SELECT id FROM incarnation) WHERE id = %s
-"""
-_WENT_BACK: LiteralString = """
-SELECT pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax(%s::pg_snapshot)
-"""
-# Raises what the database has lost; `raise_cutoff` lowers nothing, and its trigger lifts the users' generations.
-_GIVE_BACK: LiteralString = """
-SELECT count(raise_cutoff(held.scope::cutoff_scope, held.subject, held.gen, cutoff_expiry(NULL)))
-FROM unnest(%s::text [], %s::text [], %s::bigint []) AS held (scope, subject, gen)
-"""
-# The first worker that notices does both. A new incarnation: a confirmation waits one lease, because workers that the
-# database has forgotten may still trust theirs.
-_END_WHAT_IS_IN_DOUBT: LiteralString = """
-WITH raised AS (
-    UPDATE everyone SET gen = greatest(gen, %(known)s) + 1 WHERE NOT EXISTS (
-        SELECT FROM revocations
-        WHERE scope = 'everyone' AND cause = 'database_went_back' AND min_gen > %(known)s
-    ) RETURNING 1
-)
-UPDATE incarnation SET id = gen_random_uuid(), since = clock_timestamp() WHERE EXISTS (SELECT FROM raised)
-"""
 ROUND_S = 0.5
 """A round at least so often, however long the lease: silence must be noticed (seconds)."""
 SILENCE_S = 0.4
 """A statement of the listener that takes longer means that the database says nothing (seconds)."""
+_READ_NEW = b"lastcall_read_new"
 _LOOK_UP_S = 0.1
 _PIECE = 1_000
 _STEP_NS = 2_000_000_000
@@ -127,7 +86,10 @@ class CutoffListener:
         self._busy_since_ns = 0
         self._away = False
         self._position: str | None = None
+        self._said: set[str | None] = {None}
+        """What the own row may hold as the position: what was confirmed last, or what was sent without an answer."""
         self._renewals = 0
+        self._round_due_ns = 0
         self._canary = 0
         self._complained = False
         self._risen = False
@@ -147,7 +109,7 @@ class CutoffListener:
             self.cutoffs.lease_until_ns, self.cutoffs.loaded = 0, False
             self._connection = None
         self.worker_id = str(uuid.uuid4())
-        self._position, self._renewals = None, 0
+        self._position, self._said, self._renewals = None, {None}, 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lastcall-listener", daemon=True)
         self._thread.start()
@@ -212,7 +174,6 @@ class CutoffListener:
                 connect_timeout=2,
                 application_name="lastcall-listener",
                 target_session_attrs="read-write",
-                prepare_threshold=None,
             )
         except psycopg.OperationalError as error:
             if "read-only" in str(error):
@@ -230,6 +191,7 @@ class CutoffListener:
         went_back = self._register(connection)
         # Listen, then read: read-then-listen loses what is committed in between.
         connection.execute(f"LISTEN {CHANNEL}")
+        prepare(connection, _READ_NEW, statements.READ_NEW)
         if went_back:
             self._end_what_is_in_doubt(connection)
         else:
@@ -240,20 +202,21 @@ class CutoffListener:
             self._complained = False
         while not self._stopping.is_set():
             self._busy_since_ns = 0
-            self._wait_for_a_hint(connection)
-            self._round(connection)
+            if self._wait_for_a_hint(connection):
+                self._look(connection)
+            else:
+                self._round(connection)
         with suppress(psycopg.Error):
             self.cutoffs.lease_until_ns = 0
             connection.execute("DELETE FROM workers WHERE id = %s", (self.worker_id,))
 
-    def _wait_for_a_hint(self, connection: psycopg.Connection) -> None:
-        """Until a NOTIFY has come, a quarter of a lease is over, or the process stops."""
-        until_ns = boottime_ns() + min(self.lease_s / 4, ROUND_S) * 1e9
-        while not self._stopping.is_set() and (left_s := (until_ns - boottime_ns()) / 1e9) > 0:
+    def _wait_for_a_hint(self, connection: psycopg.Connection) -> bool:
+        """Wait until the next round is due or the process stops: False; or until a NOTIFY has come before: True."""
+        while not self._stopping.is_set() and (left_s := (self._round_due_ns - boottime_ns()) / 1e9) > 0:
             # The generator must have ended before the connection is used again, and must not be left by `break`.
             if list(connection.notifies(timeout=min(left_s, _LOOK_UP_S), stop_after=1)):
-                list(connection.notifies(timeout=0))  # a burst is one round
-                return
+                return True
+        return False
 
     def _prove(self, connection: psycopg.Connection) -> None:
         """Raise Unsuitable unless this connection is direct, to a primary, and NOTIFY comes back on it."""
@@ -277,17 +240,20 @@ class CutoffListener:
                 "NOTIFY does not come back: a transaction-mode pooler is in between; set LASTCALL_LISTEN_URL to a"
                 " direct URL"
             )
-        # A renewal must be durable: a crash that lost one would let an observer think that the lease is out.
+        # A renewal must be durable: a crash that lost one would let an observer think that the lease is out. So must a
+        # position: by the loss of one it shows that the database has gone back.
         connection.execute("SET synchronous_commit = on")
-        limits = {
-            "statement_timeout": max(self.lease_s * 5, 2.0),
+        settings = {
+            # What was planned for an empty table must not be kept for a million rows.
+            "plan_cache_mode": "force_custom_plan",
+            "statement_timeout": f"{max(int(self.lease_s * 5000), 2000)}ms",
             # A network that goes half-open again and again must not use up max_connections.
-            "idle_session_timeout": max(self.lease_s * 5, 2.0),
+            "idle_session_timeout": f"{max(int(self.lease_s * 5000), 2000)}ms",
             # Whoever was hung up on while it waited for a row is gone soon: a server process does not notice by itself.
-            "lock_timeout": self.lease_s,
+            "lock_timeout": f"{int(self.lease_s * 1000)}ms",
         }
-        for name, limit_s in limits.items():
-            connection.execute("SELECT set_config(%s, %s, FALSE)", (name, f"{int(limit_s * 1000)}ms"))
+        for setting in settings.items():
+            connection.execute("SELECT set_config(%s, %s, FALSE)", setting)
 
     def _register(self, connection: psycopg.Connection) -> bool:
         """Write the own row: a confirmation waits for the workers that it can see. Returns whether the database has
@@ -295,7 +261,7 @@ class CutoffListener:
         known, position = self._renewals, self._position
         connection.execute("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING")
         row = connection.execute(
-            _REGISTER,
+            statements.REGISTER,
             {
                 "id": self.worker_id,
                 "service": self._service,
@@ -305,15 +271,17 @@ class CutoffListener:
                 "lease_s": self.lease_s,
             },
         ).fetchone()
-        self._renewals = row[0] if row else 0
+        self._renewals, found = row or (0, None)
+        said, self._said = self._said, {None}
         if position is None:
             return False
         if 0 < self._renewals <= known:
             return True
-        if self._renewals == known + 1:
-            return False
+        if self._renewals == known + 1 or found is not None:
+            # No renewal was lost. A revocation that returned after the last one had this worker's position before.
+            return found not in said
         # The row was gone: deleted because nothing moved for long, or lost. Then the transaction ids tell.
-        row = connection.execute(_WENT_BACK, (position,)).fetchone()
+        row = connection.execute(statements.WENT_BACK, (position,)).fetchone()
         return bool(row and row[0])
 
     # ----------------------------------------------------------------------------------------------- one round
@@ -321,15 +289,27 @@ class CutoffListener:
     def _round(self, connection: psycopg.Connection) -> None:
         # 1. The clock, before anything is sent.
         started_ns = self._busy_since_ns = boottime_ns()
+        self._round_due_ns = started_ns + int(min(self.lease_s / 4, ROUND_S) * 1e9)
         # 2. The own row, committed: from now on a confirmation waits for this worker.
         self._renew(connection)
         # 3. Then the cutoffs, in a new snapshot.
         position = self._read(connection)
         # 4. Applied, so the lease counts, from the clock of step 1.
         self.cutoffs.renew_lease(started_ns + int(self.lease_s * 1e9))
-        self._position = position
         # 5. Then the position.
-        connection.execute(_CONFIRM, (position, self._canary, self.worker_id))
+        self._confirm(connection, position)
+
+    def _look(self, connection: psycopg.Connection) -> None:
+        """On a hint, between two rounds: read, apply, and say so. The lease stays what it was: only a row that was
+        renewed before the read may be trusted for longer."""
+        self._busy_since_ns = boottime_ns()
+        self._confirm(connection, self._read(connection))
+
+    def _confirm(self, connection: psycopg.Connection, position: str) -> None:
+        self._position = position
+        self._said.add(position)
+        connection.execute(statements.CONFIRM, (position, self._canary, self.worker_id))
+        self._said = {position}
         self.reads_done += 1
         self._away = False
         forgotten = self.cutoffs.forget(self.cutoffs.now_s())
@@ -338,7 +318,7 @@ class CutoffListener:
             self._on_change()
 
     def _renew(self, connection: psycopg.Connection) -> None:
-        row = connection.execute(_RENEW, (self.worker_id,)).fetchone()
+        row = connection.execute(statements.RENEW, (self.worker_id,)).fetchone()
         if row is not None and row[0] > self._renewals:
             self._renewals = row[0]
         elif self._register(connection):
@@ -355,7 +335,7 @@ class CutoffListener:
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
             with connection.cursor(name="lastcall_cutoffs") as cursor:
                 cursor.itersize = 10 * _PIECE
-                for number, cutoff in enumerate(cursor.execute(_READ_ALL)):
+                for number, cutoff in enumerate(cursor.execute(statements.READ_ALL)):
                     self._apply(cutoff)
                     if number % _PIECE == 0:
                         self._busy_since_ns = boottime_ns()
@@ -364,7 +344,7 @@ class CutoffListener:
     def _read(self, connection: psycopg.Connection) -> str:
         """Apply what is new since the last position. Returns the new one."""
         position, now_us, purged_us, purged_at_us = "", 0, 0, 0
-        for number, row in enumerate(connection.execute(_READ_NEW, (self._position,))):
+        for number, row in enumerate(ask(connection, _READ_NEW, self._position or "")):
             if number and number % _PIECE == 0:
                 self._busy_since_ns = boottime_ns()  # it has answered; to apply much takes a while
             position, now_us, purged_us, purged_at_us, *cutoff = row
@@ -416,8 +396,10 @@ class CutoffListener:
         with suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DOUBT_LOCK,))
             connection.execute("SELECT set_config('lastcall.cause', 'database_went_back', TRUE)")
-            connection.execute(_GIVE_BACK, tuple(list(part) for part in zip(*held, strict=True)) or ([], [], []))
-            connection.execute(_END_WHAT_IS_IN_DOUBT, {"known": known})
+            connection.execute(
+                statements.GIVE_BACK, tuple(list(part) for part in zip(*held, strict=True)) or ([], [], [])
+            )
+            connection.execute(statements.END_WHAT_IS_IN_DOUBT, {"known": known})
 
     def _watch(self, stopping: threading.Event) -> None:
         """A probe cannot bound itself: what hangs for a lease in a silent connection is freed from here."""

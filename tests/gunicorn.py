@@ -70,6 +70,11 @@ class Line:
         assert found is not None
         return int(found[1])
 
+    @property
+    def raw_socket(self) -> socket.socket:
+        """The connection itself, for who speaks HTTP on his own."""
+        return self._connection.sock
+
     def close(self) -> None:
         self._connection.close()
 

@@ -51,6 +51,15 @@ MUTANTS = (
         "tests/unit/test_order_of_the_listener.py",
     ),
     Mutant(
+        "a new lease after a look",
+        "lastcall/listener.py",
+        "        self._confirm(connection, self._read(connection))\n",
+        "        position = self._read(connection)\n"
+        "        self.cutoffs.renew_lease(self._busy_since_ns + int(self.lease_s * 1e9))\n"
+        "        self._confirm(connection, position)\n",
+        "tests/unit/test_order_of_the_listener.py",
+    ),
+    Mutant(
         "look-up before lease",
         "lastcall/guard.py",
         "        if now_ns < cutoffs.lease_until_ns:\n            scope = cutoffs.refuses(claims)\n",
@@ -109,9 +118,9 @@ MUTANTS = (
     ),
     Mutant(
         "position by a number that rises",
-        "lastcall/listener.py",
-        "ON c.xid >= pg_snapshot_xmin(%s::pg_snapshot)",
-        "ON c.xid >= pg_snapshot_xmax(%s::pg_snapshot)",
+        "lastcall/statements.py",
+        "ON c.xid >= pg_snapshot_xmin($1::pg_snapshot)",
+        "ON c.xid >= pg_snapshot_xmax($1::pg_snapshot)",
         "tests/database/test_listener.py",
     ),
     Mutant(

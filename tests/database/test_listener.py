@@ -172,6 +172,53 @@ def test_a_burst_of_announcements_loses_no_cutoff(
     assert all(refuses(cutoffs, f"user {number}", 0) for number in range(200))
 
 
+@pytest.fixture
+def only_looks(monkeypatch: pytest.MonkeyPatch, database_url: str, cutoffs: Fenceable) -> Iterator[CutoffListener]:
+    """A listener whose second round is long after the deadline."""
+    monkeypatch.setattr("lastcall.listener.ROUND_S", 2 * DEADLINE_S)
+    listener = CutoffListener(database_url, cutoffs, lease_s=8 * DEADLINE_S)
+    listener.ensure_running()
+    assert listener.wait_until_live()
+    yield listener
+    listener.stop()
+
+
+def test_no_announcement_is_lost_that_comes_while_the_listener_looks(
+    psql: psycopg.Connection, cutoffs: Cutoffs, only_looks: CutoffListener, catch_up: CatchUp
+) -> None:
+    renewals, lease_until_ns = one(psql, "SELECT renewals FROM workers"), cutoffs.lease_until_ns
+    for number in range(300):
+        raise_user(psql, f"user {number}", 1)
+        if number % 30 == 0:
+            wait_until(lambda number=number: refuses(cutoffs, f"user {number}", 0), "it is heard without any round")
+    catch_up()
+    assert all(refuses(cutoffs, f"user {number}", 0) for number in range(300))
+    assert one(psql, "SELECT renewals FROM workers") == renewals
+    assert cutoffs.lease_until_ns == lease_until_ns, "a look is no new lease"
+
+
+@pytest.mark.usefixtures("only_looks")
+def test_what_was_read_is_not_read_again_while_an_old_transaction_stays_open(
+    psql: psycopg.Connection, database_url: str, cutoffs: Cutoffs, catch_up: CatchUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advanced: list[str] = []
+    advance = cutoffs.advance
+
+    def note(cutoff: Cutoff) -> bool:
+        advanced.append(cutoff.subject)
+        return advance(cutoff)
+
+    monkeypatch.setattr(cutoffs, "advance", note)
+    with psycopg.connect(database_url) as slow:
+        raise_user(slow, "slow", 1)
+        for number in range(20):
+            raise_user(psql, f"user {number}", 1)
+            catch_up()
+        slow.commit()
+    catch_up()
+    assert sorted(advanced) == sorted([*(f"user {number}" for number in range(20)), "slow"])
+
+
 @pytest.mark.usefixtures("listener")
 def test_a_transaction_that_began_early_and_commits_late_is_not_skipped(
     psql: psycopg.Connection, database_url: str, cutoffs: Cutoffs, catch_up: CatchUp
@@ -205,7 +252,9 @@ def test_a_worker_whose_row_was_deleted_registers_again(
     assert one(psql, "SELECT id::text FROM workers") == listener.worker_id and cutoffs.lease_is_valid()
 
 
-@pytest.mark.parametrize("how", ["its own row is older than it was", "its own row is lost"])
+@pytest.mark.parametrize(
+    "how", ["its own row is older than it was", "its own row is lost", "its last position is lost"]
+)
 def test_a_position_that_goes_backwards_fences_reads_all_anew_and_lowers_nothing(
     psql: psycopg.Connection,
     listener: CutoffListener,
@@ -227,6 +276,13 @@ def test_a_position_that_goes_backwards_fences_reads_all_anew_and_lowers_nothing
             if how == "its own row is lost":
                 listener._position = AHEAD
                 psql.execute("DELETE FROM workers")
+            elif how == "its last position is lost":
+                with psql.transaction():
+                    psql.execute("UPDATE workers SET snapshot = '1:1:'")
+                    psql.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE application_name = 'lastcall-listener' AND datname = current_database()"
+                    )
             else:
                 listener._renewals = 2**53
             psql.execute("NOTIFY lastcall_cutoffs")

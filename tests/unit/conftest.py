@@ -12,7 +12,7 @@ from lastcall.cutoffs import Cutoffs
 from lastcall.guard import Guard
 from lastcall.listener import CutoffListener
 from tests.unit.by_hand import HS256, NOW_S, SECOND_NS, Clock, RecordingAsker
-from tests.unit.played_database import LOG, RecordingClock, RecordingCutoffs
+from tests.unit.played_database import LOG, PlayedDatabase, RecordingClock, RecordingCutoffs
 
 settings.register_profile("unit", deadline=None, derandomize=True, database=None)
 settings.load_profile("unit")
@@ -32,10 +32,12 @@ def listener_clock(log: LOG, monkeypatch: pytest.MonkeyPatch) -> RecordingClock:
 
 
 @pytest.fixture
-def listener(log: LOG, listener_clock: RecordingClock) -> CutoffListener:
+def listener(log: LOG, listener_clock: RecordingClock, monkeypatch: pytest.MonkeyPatch) -> CutoffListener:
     """A listener that is connected and has read everything before, at its renewal 10."""
+    monkeypatch.setattr(listener_module, "ask", PlayedDatabase.ask)
+    monkeypatch.setattr(listener_module, "prepare", PlayedDatabase.prepare)
     found = CutoffListener("postgresql://nowhere", RecordingCutoffs(log), lease_s=2.0)
-    found._position, found._renewals = "1:2:", 10
+    found._position, found._said, found._renewals = "1:2:", {"1:2:"}, 10
     return found
 
 

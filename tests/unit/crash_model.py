@@ -4,7 +4,7 @@ Rounds and time are not bounded here: what counts of a time is how much is left 
 shown that nothing is gained by looking closer. A request is one look at its most eager moment, so a world is bad when a
 revocation has returned and a worker whose lease is valid would accept what it was about. A confirmation is one look
 as well, the one that succeeds. And steps are taken at one moment where a pause between them only makes a lease end
-sooner or a position come later. (Each step at a moment of its own is as safe: 577,000 worlds; so are leases of 2.)
+sooner or a position come later. (Each step at a moment of its own is as safe: 2,260,000 worlds; so are leases of 2.)
 
 A crash of the database ends its open transactions, and may lose what was not durable. Transaction ids that left
 nothing durable come back: nothing here leans on the order in which PostgreSQL writes its log.
@@ -21,9 +21,11 @@ from tests.unit.model import trace_to, walk
 
 LEASE = 1
 
-# What `CutoffListener._serve` does on a new connection, and then again and again; moment by moment.
+# What `CutoffListener._serve` does on a new connection, and then again and again; moment by moment. A look may come
+# before any round.
 CONNECT = (("register",), ("load",))
 ROUND = (("clock", "renew", "commit"), ("read",), ("apply", "lease", "position"))
+LOOK = (("read", "apply", "position"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Rules:
     registering_empties_the_position: bool = True
     connect: tuple[tuple[str, ...], ...] = CONNECT
     round: tuple[tuple[str, ...], ...] = ROUND
+    look: tuple[tuple[str, ...], ...] = LOOK
 
 
 class Row(NamedTuple):
@@ -83,10 +86,11 @@ class World(NamedTuple):
         return sum(1 << i for i, revocation in enumerate(self.revocations) if revocation.state in states)
 
     def visible_since(self, position: int) -> int:
-        """The committed revocations whose id is not below the oldest one that was not over at that position."""
-        oldest = (~position & position + 1).bit_length() - 1
+        """The committed revocations whose transaction was not over at that position."""
         committed = self.those("committed", "returned")
-        return sum(committed & 1 << i for i, revocation in enumerate(self.revocations) if revocation.id >= oldest)
+        return sum(
+            committed & 1 << i for i, revocation in enumerate(self.revocations) if not position & 1 << revocation.id
+        )
 
     def is_bad(self) -> bool:
         """Whether a worker would accept what a revocation was about that has returned."""
@@ -95,8 +99,8 @@ class World(NamedTuple):
 
 
 def worker_step(step: str, worker: Worker, world: World, rules: Rules) -> Worker:
-    def writes(row: Row) -> Worker:
-        return worker._replace(row=row, durable=row if rules.durable_renewals else worker.durable)
+    def writes(row: Row, *, durably: bool = rules.durable_renewals) -> Worker:
+        return worker._replace(row=row, durable=row if durably else worker.durable)
 
     match step:
         case "register":
@@ -115,19 +119,23 @@ def worker_step(step: str, worker: Worker, world: World, rules: Rules) -> Worker
         case "apply":
             return worker._replace(memory=worker.memory | worker.rows, rows=0)
         case "lease":
-            return worker._replace(lease_left=worker.clock_left, clock_left=0, position=worker.snapshot)
+            return worker._replace(lease_left=worker.clock_left, clock_left=0)
         case "position":
-            return writes(worker.row._replace(position=worker.snapshot))._replace(snapshot=0)
+            position = writes(worker.row._replace(position=worker.snapshot), durably=False)
+            return position._replace(position=worker.snapshot, snapshot=0)
     raise ValueError(step)
 
 
-def next_moment(worker: Worker, world: World, rules: Rules) -> tuple[str, Worker]:
-    moments = rules.connect + rules.round
-    after = worker
-    for step in moments[worker.moment]:
-        after = worker_step(step, after, world, rules)
-    following = worker.moment + 1 if worker.moment + 1 < len(moments) else len(rules.connect)
-    return ", ".join(moments[worker.moment]), after._replace(moment=following)
+def next_moments(worker: Worker, world: World, rules: Rules) -> Iterator[tuple[str, Worker]]:
+    moments = rules.connect + rules.round + rules.look
+    between, looks = len(rules.connect), len(rules.connect + rules.round)
+    for moment in (between, looks) if worker.moment == between else (worker.moment,):
+        after = worker
+        for step in moments[moment]:
+            after = worker_step(step, after, world, rules)
+        following = between if moment + 1 in (looks, len(moments)) else moment + 1
+        who = "look" if moment >= looks else "worker"
+        yield f"{who}: {', '.join(moments[moment])}", after._replace(moment=following)
 
 
 def is_confirmed(revocation: Revocation, world: World, rules: Rules) -> bool:
@@ -212,8 +220,8 @@ def explore(rules: Rules) -> Explored:
     def next_steps(world: World) -> Iterator[tuple[str, World]]:
         yield "time passes", time_passes(world)
         for i, worker in enumerate(world.workers):
-            label, after = next_moment(worker, world, rules)
-            yield f"worker: {label}", with_worker(world, i, after)
+            for label, after in next_moments(worker, world, rules):
+                yield label, with_worker(world, i, after)
         yield from steps_of_revocations(world, rules)
         yield from crashes(world)
 

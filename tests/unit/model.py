@@ -1,7 +1,8 @@
 """The model behind the promise: one worker, one revocation, one request, and time, as steps in any order.
 
 Each party is a list of named steps. `explore` walks through every interleaving of them, breadth first, so that the
-trace it finds is the shortest. The request starts after the revocation has returned: it must not be accepted.
+trace it finds is the shortest. The worker has two lists: a round, and a look that a NOTIFY may bring before any round,
+true or forged. The request starts after the revocation has returned: it must not be accepted.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any, NamedTuple
 
 LEASE = 2
 ROUNDS = 2
+LOOKS = 1
 LATEST = 5
 
 # The orders that lastcall/listener.py, models/force_logout.py and lastcall/guard.py keep.
 WORKER = ("clock", "renew", "commit", "read", "apply", "lease", "position")
+LOOK = ("read", "apply", "position")
 REVOCATION = ("commit", "confirm: clock", "confirm: rows", "return")
 REQUEST = ("now", "lease?", "cutoffs?")
 
@@ -31,6 +34,8 @@ class World(NamedTuple):
     row_has_it: bool = False
     # The worker: its next step, what it holds in hand during a round, and what its requests see.
     rounds: int = 0
+    looks: int = 0
+    looking: bool = False
     worker: int = 0
     clock: int = 0
     written: int = 0
@@ -124,18 +129,22 @@ def explore(
     worker: tuple[str, ...] = WORKER,
     revocation: tuple[str, ...] = REVOCATION,
     request: tuple[str, ...] = REQUEST,
+    look: tuple[str, ...] = LOOK,
 ) -> Explored:
     def next_steps(world: World) -> Iterator[tuple[str, World]]:
         if world.time < LATEST:
             yield "time passes", world._replace(time=world.time + 1)
-        if world.rounds < ROUNDS:
+        between = world.worker == 0
+        if world.rounds < ROUNDS and (between or not world.looking):
             step = worker[world.worker]
             after = worker_step(step, world)
-            round_ends = world.worker + 1 == len(worker)
-            yield (
-                f"worker: {step}",
-                after._replace(worker=0 if round_ends else world.worker + 1, rounds=world.rounds + round_ends),
-            )
+            ends = world.worker + 1 == len(worker)
+            yield f"worker: {step}", after._replace(worker=0 if ends else world.worker + 1, rounds=world.rounds + ends)
+        if look and world.looks < LOOKS and (between or world.looking):
+            step = look[world.worker]
+            after = worker_step(step, world)._replace(looks=world.looks + (world.worker + 1 == len(look)))
+            on = world.worker + 1 < len(look)
+            yield f"look: {step}", after._replace(worker=world.worker + 1 if on else 0, looking=on)
         if world.revocation < len(revocation):
             step = revocation[world.revocation]
             after = revocation_step(step, world)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lastcall import listener as listener_module
 from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.listener import CutoffListener
+from lastcall.statements import READ_NEW
 
 SECOND_NS = 1_000_000_000
 LOG = list[str]
@@ -40,23 +42,27 @@ class Answer(list[tuple[Any, ...]]):
 
 
 class PlayedDatabase:
-    """`renewals` is the number in the worker's row; None: there is no row, and a new one begins at a million."""
+    """`renewals` and `position` are in the worker's row; None: there is no row, and a new one begins at a million."""
 
     def __init__(
         self,
         log: LOG,
         *,
         renewals: int | None = 10,
+        position: str | None = "1:2:",
         xids_behind: bool = False,
         now_us: int = NOW_US,
         purged_us: int = 0,
+        heard: bool = True,
     ) -> None:
         self.log, self.renewals, self.xids_behind = log, renewals, xids_behind
-        self.now_us, self.purged_us = now_us, purged_us
+        self.position = position if renewals is not None else None
+        self.now_us, self.purged_us, self.heard, self.hints = now_us, purged_us, heard, 0
         self.rows: list[tuple[Any, ...]] = [ROW]
         self.sent: dict[str, tuple[str, Any]] = {}
         self.listener: CutoffListener | None = None
         self.lease_at: dict[str, int] = {}
+        self.prepared = listener_module._READ_NEW
 
     def execute(self, query: str, parameters: Any = ()) -> Answer:
         step = next((step for part, step in STATEMENTS.items() if part in query), "")
@@ -70,7 +76,7 @@ class PlayedDatabase:
                 return Answer()
             case "renew" | "register":
                 self.renewals = 1_000_000 if self.renewals is None else self.renewals + 1
-                return Answer([(self.renewals,)])
+                return Answer([(self.renewals, self.position)])
             case "xids behind?":
                 return Answer([(self.xids_behind,)])
             case "position of the load":
@@ -80,6 +86,15 @@ class PlayedDatabase:
             case "load":
                 return Answer(self.rows)
         return Answer([(1, False)])
+
+    def ask(self, name: bytes, *parameters: str) -> Answer:
+        """In place of `lastcall.prepared.ask`."""
+        assert name == self.prepared
+        return self.execute(READ_NEW, parameters)
+
+    def prepare(self, name: bytes, query: str) -> None:
+        assert query == READ_NEW
+        self.prepared = name
 
     @contextmanager
     def cursor(self, *, name: str) -> Iterator[PlayedDatabase]:
@@ -96,7 +111,9 @@ class PlayedDatabase:
         if timeout > 0 and self.listener is not None and "listen" in self.log:
             self.log.append("wait")
             self.listener._stopping.set()
-        yield "heard"
+            yield from ["heard"] * self.heard
+        else:
+            yield "heard"
 
     def __enter__(self) -> PlayedDatabase:
         self.log.append("another connection")

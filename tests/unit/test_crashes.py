@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.crash_model import CONNECT, ROUND, Explored, Rules, World, explore
+from tests.unit.crash_model import CONNECT, LOOK, ROUND, Explored, Rules, World, explore
+from tests.unit.model import LOOK as STEPS_OF_A_LOOK
 from tests.unit.model import WORKER
 
 BOTH = 0b11
@@ -101,6 +102,18 @@ def test_a_wrong_order_of_the_round_is_found_here_too(moments: tuple[tuple[str, 
     assert explore(Rules(round=moments)).trace
 
 
-def test_the_round_here_is_the_round_of_the_small_model() -> None:
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param((("read", "position"), ("apply",)), id="position early"),
+        pytest.param((("clock",), ("read",), ("apply", "lease", "position")), id="a lease without a renewed row"),
+    ],
+)
+def test_a_wrong_order_of_the_look_is_found_here_too(moments: tuple[tuple[str, ...], ...]) -> None:
+    assert explore(Rules(look=moments)).trace
+
+
+def test_the_orders_here_are_those_of_the_small_model() -> None:
     assert tuple(step for moment in ROUND for step in moment) == WORKER
+    assert tuple(step for moment in LOOK for step in moment) == STEPS_OF_A_LOOK
     assert CONNECT == (("register",), ("load",))

@@ -14,20 +14,25 @@ GIVE_BACK = ["begin", "lock", "give back", "raise everyone", "commit"]
 
 
 @pytest.mark.parametrize(
-    ("renewals", "xids_behind", "went_back"),
+    ("renewals", "position", "xids_behind", "went_back"),
     [
-        pytest.param(10, False, False, id="nothing was lost"),
-        pytest.param(9, False, True, id="the last renewal was lost"),
-        pytest.param(3, False, True, id="many were lost"),
-        pytest.param(11, False, False, id="a renewal whose answer did not come"),
-        pytest.param(None, False, False, id="the row was taken away"),
-        pytest.param(None, True, True, id="the row was lost, and transactions too"),
+        pytest.param(10, "1:2:", False, False, id="nothing was lost"),
+        pytest.param(10, "1:3:", False, False, id="a position whose answer did not come"),
+        pytest.param(9, "1:2:", False, True, id="the last renewal was lost"),
+        pytest.param(3, "1:2:", False, True, id="many were lost"),
+        pytest.param(10, "1:1:", False, True, id="the last position was lost, and no renewal"),
+        pytest.param(10, None, False, True, id="the only position was lost"),
+        pytest.param(11, "1:2:", False, False, id="a renewal whose answer did not come"),
+        pytest.param(11, "1:1:", False, True, id="a renewal whose answer did not come, and a position lost"),
+        pytest.param(None, None, False, False, id="the row was taken away"),
+        pytest.param(None, None, True, True, id="the row was lost, and transactions too"),
     ],
 )
 def test_the_own_row_tells_whether_the_database_went_back(
-    listener: CutoffListener, log: LOG, renewals: int | None, xids_behind: bool, went_back: bool
+    listener: CutoffListener, log: LOG, renewals: int | None, position: str | None, xids_behind: bool, went_back: bool
 ) -> None:
-    database = PlayedDatabase(log, renewals=renewals, xids_behind=xids_behind)
+    database = PlayedDatabase(log, renewals=renewals, position=position, xids_behind=xids_behind)
+    listener._said = {"1:2:", "1:3:"}  # the second was sent as the connection was lost
     assert listener._register(database) is went_back  # type: ignore[arg-type]
     assert listener._renewals == database.renewals
 

@@ -71,6 +71,26 @@ def test_a_worker_in_a_wrong_order_is_found(worker: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "look",
+    [
+        pytest.param("read > position > apply", id="position written before apply"),
+        pytest.param("read rows > read position > apply > position", id="position read after the rows"),
+        pytest.param("read > position", id="never applied"),
+        pytest.param("clock > read > apply > lease > position", id="a lease without a renewed row"),
+        pytest.param("read > apply > lease > position", id="the lease of the round before, set anew"),
+        pytest.param("clock > read > renew > commit > apply > lease > position", id="read before renew"),
+    ],
+)
+def test_a_look_in_a_wrong_order_is_found(look: str) -> None:
+    assert explore(look=steps(look)).trace
+
+
+def test_without_looks_the_rounds_are_as_safe() -> None:
+    """All hints may be lost."""
+    assert explore(look=()).trace == ()
+
+
+@pytest.mark.parametrize(
     "request_order",
     [
         pytest.param("now > cutoffs? > lease?", id="look-up before lease"),

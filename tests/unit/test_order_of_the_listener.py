@@ -3,6 +3,7 @@ statement."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -43,6 +44,21 @@ def serve(listener: CutoffListener, database: PlayedDatabase, monkeypatch: pytes
 def test_a_round_of_the_listener_is_the_round_of_the_model(listener: CutoffListener, log: LOG) -> None:
     assert as_model(play_round(listener, PlayedDatabase(log))) == list(model.WORKER)
     assert [step for moment in crash_model.ROUND for step in moment] == list(model.WORKER)
+
+
+def test_a_look_of_the_listener_is_the_look_of_the_model(listener: CutoffListener, log: LOG) -> None:
+    listener._look(PlayedDatabase(log))  # type: ignore[arg-type]
+    assert [step for step in log if step != "clock"] == list(model.LOOK)
+    assert (listener.cutoffs.lease_until_ns, listener.cutoffs.loaded) == (0, False), "it is no new lease"
+
+
+def test_a_look_goes_on_where_the_last_read_ended(listener: CutoffListener, log: LOG) -> None:
+    database = PlayedDatabase(log)
+    positions = []
+    for look in (listener._look, listener._round, listener._look):
+        look(database)  # type: ignore[arg-type]
+        positions.append(database.sent["read"][1][0])
+    assert positions == ["1:2:", "10:20:", "10:20:"]
 
 
 def test_every_round_reads_what_is_new_since_the_position_before(listener: CutoffListener, log: LOG) -> None:
@@ -122,15 +138,17 @@ def test_every_statement_of_the_listener_is_committed_at_once(monkeypatch: pytes
 # ----------------------------------------------------------------------------------------------- a whole connection
 
 
+@pytest.mark.parametrize("heard", [True, False], ids=["on a hint it looks", "without one it does a round"])
 def test_the_listener_registers_then_listens_then_reads_and_takes_its_row_away_last(
-    listener: CutoffListener, listener_clock: RecordingClock, log: LOG, monkeypatch: pytest.MonkeyPatch
+    listener: CutoffListener, listener_clock: RecordingClock, log: LOG, monkeypatch: pytest.MonkeyPatch, heard: bool
 ) -> None:
     listener_clock.step_ns = 0
-    database = PlayedDatabase(log)
+    database = PlayedDatabase(log, heard=heard)
     steps = [step for step in serve(listener, database, monkeypatch) if step != "clock"]
     steps = steps[steps.index("register") :]
-    round_of_the_model = ["renew", "read", "apply", "lease", "position"]
-    assert steps == ["register", "listen", *LOAD, *round_of_the_model, "wait", *round_of_the_model, "delete row"]
+    first = ["renew", "read", "apply", "lease", "position"]
+    then = list(model.LOOK) if heard else first
+    assert steps == ["register", "listen", *LOAD, *first, "wait", *then, "delete row"]
     assert small_models.START == ("listen", "read")
     assert crash_model.CONNECT == (("register",), ("load",))
     assert database.lease_at["delete row"] == 0, "a worker without a row must trust nothing"
@@ -164,17 +182,24 @@ def test_the_notify_that_proves_a_connection_comes_from_another_one(
 
 
 @pytest.mark.parametrize(("lease_s", "longest_s"), [(0.4, 0.1), (2.0, ROUND_S), (60.0, ROUND_S)])
+@pytest.mark.parametrize("hints", [0, 3], ids=["in silence", "however many hints come"])
 def test_a_round_follows_after_a_quarter_of_a_lease_or_half_a_second(
-    listener: CutoffListener, listener_clock: RecordingClock, lease_s: float, longest_s: float
+    listener: CutoffListener, listener_clock: RecordingClock, log: LOG, lease_s: float, longest_s: float, hints: int
 ) -> None:
-    class Silent:
-        def notifies(self, *, timeout: float, stop_after: int | None = None) -> list[str]:
-            listener_clock.now_ns += int(timeout * SECOND_NS)
-            return []
+    class Waited(PlayedDatabase):
+        def notifies(self, *, timeout: float, stop_after: int | None = None) -> Iterator[str]:
+            self.hints -= 1
+            listener_clock.now_ns += int(timeout * SECOND_NS) // (2 if self.hints >= 0 else 1)
+            yield from ["heard"] * (self.hints >= 0)
 
     listener.lease_s, listener_clock.step_ns = lease_s, 0
-    listener._wait_for_a_hint(Silent())  # type: ignore[arg-type]
+    database = Waited(log)
+    database.hints = hints
+    listener._round(database)  # type: ignore[arg-type]
+    while listener._wait_for_a_hint(database):  # type: ignore[arg-type]
+        listener._look(database)  # type: ignore[arg-type]
     assert listener_clock.now_ns == pytest.approx(longest_s * SECOND_NS, abs=100)
+    assert log.count("renew") == 1 and log.count("position") == 1 + hints
 
 
 def test_the_listener_tries_again_within_a_second_however_long_the_database_is_away(

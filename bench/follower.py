@@ -1,0 +1,115 @@
+"""One worker process of bench/propagation.py: notes when a cutoff has reached it, by each of three ways.
+
+python -m bench.follower URL REDIS_SOCKET NOTES NUMBER OF_HOW_MANY TRIALS busy|idle SWITCH_INTERVAL_S
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from bench import pubsub
+from bench.in_process import payload
+from lastcall.cutoffs import Cutoff, Cutoffs
+from lastcall.guard import Guard
+from lastcall.listener import CutoffListener
+from lastcall.tokens import KeyRing, generate_signing_key, issue
+
+WAYS = ("Lastcall", "Redis", "polling")
+POLL_S = 1.0
+
+
+class Notes:
+    """Moments on CLOCK_MONOTONIC, which all processes share, in a file that they share: by way, worker and trial."""
+
+    def __init__(self, path: Path, workers: int, trials: int) -> None:
+        self._workers, self._trials = workers, trials
+        size = len(WAYS) * workers * trials * 8
+        with path.open("a+b") as file:
+            file.truncate(size)
+            self._moments = memoryview(mmap.mmap(file.fileno(), size)).cast("q")
+
+    def _place(self, way: str, worker: int, trial: int) -> int:
+        return (WAYS.index(way) * self._workers + worker) * self._trials + trial
+
+    def note(self, way: str, worker: int, trial: int) -> None:
+        self._moments[self._place(way, worker, trial)] = time.monotonic_ns()
+
+    def of(self, way: str, trial: int) -> list[int]:
+        """One moment for each worker; 0 where it has not come."""
+        return [self._moments[self._place(way, worker, trial)] for worker in range(self._workers)]
+
+
+class NotingCutoffs(Cutoffs):
+    """Cutoffs that note when a trial's has been applied."""
+
+    def __init__(self, notes: Notes, worker: int) -> None:
+        super().__init__()
+        self._notes, self._worker = notes, worker
+
+    def advance(self, cutoff: Cutoff) -> bool:
+        risen = super().advance(cutoff)
+        if risen and cutoff.subject.isdigit():
+            self._notes.note("Lastcall", self._worker, int(cutoff.subject))
+        return risen
+
+
+def main() -> None:
+    url, redis_socket, path = sys.argv[1:4]
+    worker, workers, trials = (int(word) for word in sys.argv[4:7])
+    busy, interval_s = sys.argv[7] == "busy", float(sys.argv[8])
+    sys.setswitchinterval(interval_s)
+    notes = Notes(Path(path), workers, trials)
+    cutoffs = NotingCutoffs(notes, worker)
+    listener = CutoffListener(url, cutoffs, service="bench")
+    listener.ensure_running()
+    assert listener.wait_until_live(60)
+    messages = pubsub.subscribe(pubsub.connect(Path(redis_socket)))
+    threading.Thread(target=listen_to_redis, args=(messages, notes, worker), daemon=True).start()
+    threading.Thread(target=poll, args=(url, notes, worker), daemon=True).start()
+    over = threading.Event()
+    if busy:
+        threading.Thread(target=check_tokens, args=(cutoffs, over), daemon=True).start()
+    print("ready", flush=True)
+    sys.stdin.read()
+    over.set()
+    listener.stop()
+
+
+def listen_to_redis(messages: Iterator[bytes], notes: Notes, worker: int) -> None:
+    held: dict[str, int] = {}
+    for message in messages:
+        cutoff = json.loads(message)
+        held[cutoff["subject"]] = cutoff["min_gen"]
+        notes.note("Redis", worker, int(cutoff["subject"]))
+
+
+def poll(url: str, notes: Notes, worker: int) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        since = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
+        while True:
+            query = "SELECT subject, cutoff_at FROM cutoffs WHERE cutoff_at > %s ORDER BY cutoff_at"
+            for subject, cutoff_at in connection.execute(query, (since,)):
+                notes.note("polling", worker, int(subject))
+                since = cutoff_at
+            time.sleep(POLL_S)
+
+
+def check_tokens(cutoffs: Cutoffs, over: threading.Event) -> None:
+    """What a request's guard does, without a pause."""
+    ring = KeyRing.parse(json.dumps(generate_signing_key("HS256")))
+    guard = Guard(ring, cutoffs, issuer="lastcall", audience="lastcall")
+    raw = issue(payload(), ring)
+    while not over.is_set():
+        guard.check(raw)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""From the return of COMMIT until a worker process has applied the cutoff, by the number of workers: Lastcall, Redis
+pub/sub published right after the same COMMIT, and polling the table each second, all in the same processes at the same
+time. "Alone": Lastcall without the PUBLISH; Redis after a COMMIT of the same size that no listener hears of; the kinds
+take turns. Loaded: each worker also runs a thread that does nothing but check tokens. The figures are of every worker
+and every cutoff; "slowest" is the median of the worker that has it last."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+
+from bench.follower import POLL_S, WAYS, Notes
+from bench.plot import Bar, bars
+from bench.pubsub import connect, publish, redis_server
+from models.database import apply_schema
+from tests.gunicorn import ROOT
+from tools.postgres import EmbeddedPostgres
+
+WORKERS = (1, 2, 4, 8, 16)
+TRIALS = int(os.environ.get("BENCH_TRIALS", "300"))
+PATIENCE_S = 10.0
+IN_GUNICORN_S, PYTHONS_OWN_S = 0.0002, 0.005
+"""The switch interval that gunicorn.conf.py sets, and the one that Python begins with."""
+KINDS = ("the same COMMIT", "Lastcall alone", "Redis alone")
+Found = dict[str, dict[str, float]]
+
+
+def cases() -> Iterator[tuple[str, int, bool, float]]:
+    for count in WORKERS:
+        yield f"{count} idle", count, False, IN_GUNICORN_S
+    for count in WORKERS:
+        yield f"{count} loaded", count, True, IN_GUNICORN_S
+    for count in (1, 8):
+        yield f"{count} loaded, switch interval as Python has it", count, True, PYTHONS_OWN_S
+
+
+def measure(advance: Callable[[str], None]) -> dict[str, Found]:
+    """Milliseconds, by case and way: the median, the 99th of a hundred, and the median of the slowest worker."""
+    found: dict[str, Found] = {}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        postgres = stack.enter_context(EmbeddedPostgres(folder))
+        redis = stack.enter_context(redis_server(folder))
+        for number, (case, count, busy, interval_s) in enumerate(cases()):
+            url, elsewhere = (postgres.create_database(f"{kind}_{number}") for kind in ("bench", "elsewhere"))
+            apply_schema(url)
+            apply_schema(elsewhere)
+            notes = Notes(folder / f"notes-{number}", count, TRIALS)
+            more = ["busy" if busy else "idle", str(interval_s)]
+            with following(count, [url, str(redis), str(folder / f"notes-{number}")], more):
+                committed = revoke(url, elsewhere, redis, notes, lambda trial, case=case: advance(f"{case}: {trial}"))
+            found[case] = figures(notes, committed)
+    return found
+
+
+@contextmanager
+def following(count: int, before: list[str], after: list[str]) -> Iterator[None]:
+    """`count` worker processes, once they all follow."""
+    command = [sys.executable, "-m", "bench.follower", *before]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(
+            [*command, str(number), str(count), str(TRIALS), *after], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+        )
+        for number in range(count)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                raise SystemExit("bench: a worker process did not get ready")
+        yield
+    finally:
+        for process in processes:
+            process.communicate()
+
+
+def revoke(url: str, elsewhere: str, redis: Path, notes: Notes, advance: Callable[[int], None]) -> list[int]:
+    """Make one cutoff after the other, the kinds in turn. Returns the moments when COMMIT had returned."""
+    committed = []
+    publisher = connect(redis)
+    with psycopg.connect(url) as here, psycopg.connect(elsewhere) as there:
+        for trial in range(TRIALS):
+            advance(trial)
+            kind = KINDS[trial % 3]
+            connection = there if kind == "Redis alone" else here
+            message = json.dumps({"subject": str(trial), "min_gen": 1}, separators=(",", ":")).encode()
+            connection.execute("SELECT raise_cutoff('user', %s, 1, now() + '1 h')", (str(trial),))
+            connection.commit()
+            committed.append(time.monotonic_ns())
+            if kind != "Lastcall alone":
+                publish(publisher, message)
+            wait_for(notes, trial, kind)
+            time.sleep(random.uniform(0.01, 0.05))
+    time.sleep(2 * POLL_S)
+    publisher.close()
+    return committed
+
+
+def wait_for(notes: Notes, trial: int, kind: str) -> None:
+    ways = [way for way in WAYS[:2] if kind in ("the same COMMIT", f"{way} alone")]
+    deadline = time.monotonic() + PATIENCE_S
+    while not all(all(notes.of(way, trial)) for way in ways):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"bench: {' or '.join(ways)} did not reach every worker within {PATIENCE_S:.0f} s")
+        time.sleep(0.005)
+
+
+def figures(notes: Notes, committed: list[int]) -> Found:
+    found: Found = {}
+    for way, kind in [
+        ("Lastcall", "the same COMMIT"),
+        ("Redis", "the same COMMIT"),
+        ("polling", "the same COMMIT"),
+        ("Lastcall", "Lastcall alone"),
+        ("Redis", "Redis alone"),
+    ]:
+        trials = [trial for trial in range(TRIALS) if KINDS[trial % 3] == kind and all(notes.of(way, trial))]
+        # A listener can be told before COMMIT has returned to the writer: that is no time at all.
+        delays = [[max(0, moment - committed[trial]) / 1e6 for moment in notes.of(way, trial)] for trial in trials]
+        every = sorted(delay for of_trial in delays for delay in of_trial)
+        found[way if kind == KINDS[0] else kind] = {
+            "median": statistics.median(every),
+            "p99": statistics.quantiles(every, n=100)[98],
+            "slowest": statistics.median(max(of_trial) for of_trial in delays),
+        }
+    return found
+
+
+def table(found: dict[str, Found]) -> list[str]:
+    ways = ("Lastcall", "Redis", "polling", "Lastcall alone", "Redis alone")
+    lines = [
+        f"| workers | {' | '.join(f'{way}, ms: median / p99 (slowest)' for way in ways)} | Lastcall of Redis |",
+        "|" + " --- |" * (len(ways) + 2),
+    ]
+    for case, ways_found in found.items():
+        cells = ["{median:.2f} / {p99:.1f} ({slowest:.1f})".format(**ways_found[way]) for way in ways]
+        ratio = ways_found["Lastcall"]["median"] / ways_found["Redis"]["median"]
+        lines.append(f"| {case} | {' | '.join(cells)} | {ratio:.2f} |")
+    return lines
+
+
+def plots(found: dict[str, Found]) -> dict[str, str]:
+    rows = [
+        Bar(f"{way}, {case} workers", figure["median"], figure["median"], figure["p99"], ours=way == "Lastcall")
+        for case in ("8 idle", "8 loaded")
+        for way, figure in found[case].items()
+        if way in WAYS
+    ]
+    return {"propagation": bars("COMMIT to applied: median, and to p99", "milliseconds", rows, logarithmic=True)}
