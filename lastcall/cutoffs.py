@@ -123,10 +123,15 @@ class Cutoffs:
         whose lifetimes no session row records, and only until the longest lifetime is over."""
         return claims.user_gen is None and claims.iat * 1_000_000 <= self.horizon_us
 
-    def all_held(self) -> Iterator[tuple[Scope, str, int]]:
-        """What is held of users and sessions, as (scope, subject, generation): for a database that has lost it."""
-        yield from (("user", subject, user & _GEN_MASK) for subject, user in list(self._users.items()))
-        yield from (("session", subject, 0) for subject in list(self._sessions))
+    def all_held(self, until_s: float = -1.0) -> Iterator[tuple[Scope, str, int]]:
+        """What is held of users and sessions, at least until then, as (scope, subject, generation): for a database that
+        may have lost it."""
+        for subject, user in list(self._users.items()):
+            if user >> _GEN_BITS + _TIME_BITS > until_s:
+                yield "user", subject, user & _GEN_MASK
+        for subject, expires_s in list(self._sessions.items()):
+            if expires_s > until_s:
+                yield "session", subject, 0
 
     def forget(self, now_s: float) -> int:
         """Drop the cutoffs whose last token has expired. Returns how many."""

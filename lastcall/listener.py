@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, LiteralString
 
@@ -22,7 +22,7 @@ import psycopg
 from lastcall.ask import hang_up
 from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
-from lastcall.cutoffs import Cutoffs
+from lastcall.cutoffs import Cutoffs, Scope
 from lastcall.hosts import connect_to_primary
 from lastcall.rows import COLUMNS, cutoff_from_row, microseconds
 
@@ -41,7 +41,7 @@ VALUES (
 )
 ON CONFLICT (id) DO UPDATE SET
     renewals = workers.renewals + 1, renewed_at = clock_timestamp(), snapshot = NULL, incarnation = excluded.incarnation
-RETURNING renewals
+RETURNING renewals, incarnation::text
 """
 _RENEW: LiteralString = (
     "UPDATE workers SET renewals = renewals + 1, renewed_at = clock_timestamp() WHERE id = %s RETURNING renewals"
@@ -60,6 +60,13 @@ UPDATE workers SET snapshot = %s::pg_snapshot, canary = %s, incarnation = (SELEC
 """
 _WENT_BACK: LiteralString = """
 SELECT pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax(%s::pg_snapshot)
+"""
+_LACKS: LiteralString = """
+SELECT EXISTS (
+    SELECT FROM unnest(%s::text [], %s::text [], %s::bigint []) AS held (scope, subject, gen)
+    LEFT JOIN cutoffs AS c ON c.scope = held.scope::cutoff_scope AND c.subject = held.subject
+    WHERE held.subject <> %s AND (c.min_gen IS NULL OR c.min_gen < held.gen)
+) OR EXISTS (SELECT FROM everyone WHERE gen < %s)
 """
 # Raises what the database has lost; `raise_cutoff` lowers nothing, and its trigger lifts the users' generations.
 _GIVE_BACK: LiteralString = """
@@ -85,6 +92,7 @@ _LOOK_UP_S = 0.1
 _PIECE = 1_000
 _STEP_NS = 2_000_000_000
 _DOUBT_LOCK = 7_530_005
+_NOT_PURGED_S = 5
 
 
 ON_A_REPLICA = "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary"
@@ -128,6 +136,7 @@ class CutoffListener:
         self._away = False
         self._position: str | None = None
         self._renewals = 0
+        self._incarnation = ""
         self._canary = 0
         self._complained = False
         self._risen = False
@@ -147,7 +156,7 @@ class CutoffListener:
             self.cutoffs.lease_until_ns, self.cutoffs.loaded = 0, False
             self._connection = None
         self.worker_id = str(uuid.uuid4())
-        self._position, self._renewals = None, 0
+        self._position, self._renewals, self._incarnation = None, 0, ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lastcall-listener", daemon=True)
         self._thread.start()
@@ -288,7 +297,7 @@ class CutoffListener:
     def _register(self, connection: psycopg.Connection) -> bool:
         """Write the own row: a confirmation waits for the workers that it can see. Returns whether the database has
         gone back in time: a restored backup, or a failover that lost commits."""
-        known, position = self._renewals, self._position
+        known, position, incarnation = self._renewals, self._position, self._incarnation
         connection.execute("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING")
         row = connection.execute(
             _REGISTER,
@@ -301,15 +310,24 @@ class CutoffListener:
                 "lease_s": self.lease_s,
             },
         ).fetchone()
-        self._renewals = row[0] if row else 0
+        self._renewals, self._incarnation = row or (0, "")
         if position is None:
             return False
         if 0 < self._renewals <= known:
+            return True
+        # A round's renewal may have come before a revocation that it read, and a failover may have lost that alone.
+        if self._incarnation != incarnation and self._lacks_what_is_held(connection):
             return True
         if self._renewals == known + 1:
             return False
         # The row was gone: deleted because nothing moved for long, or lost. Then the transaction ids tell.
         row = connection.execute(_WENT_BACK, (position,)).fetchone()
+        return bool(row and row[0])
+
+    def _lacks_what_is_held(self, connection: psycopg.Connection) -> bool:
+        """Whether the database does not know a revocation that this process knows, and that it cannot have purged."""
+        held = _as_columns(self.cutoffs.all_held(self.cutoffs.now_s() + _NOT_PURGED_S))
+        row = connection.execute(_LACKS, (*held, CANARY, self.cutoffs.everyone_gen)).fetchone()
         return bool(row and row[0])
 
     # ----------------------------------------------------------------------------------------------- one round
@@ -408,11 +426,11 @@ class CutoffListener:
         )
         known = self.cutoffs.everyone_gen
         self._load(connection)
-        held = list(self.cutoffs.all_held())
+        held = _as_columns(self.cutoffs.all_held())
         with suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DOUBT_LOCK,))
             connection.execute("SELECT set_config('lastcall.cause', 'database_went_back', TRUE)")
-            connection.execute(_GIVE_BACK, tuple(list(part) for part in zip(*held, strict=True)) or ([], [], []))
+            connection.execute(_GIVE_BACK, held)
             connection.execute(_END_WHAT_IS_IN_DOUBT, {"known": known})
 
     def _watch(self, stopping: threading.Event) -> None:
@@ -430,3 +448,7 @@ class CutoffListener:
         while not self.cutoffs.lease_is_valid() and boottime_ns() < deadline:
             time.sleep(0.005)
         return self.cutoffs.lease_is_valid()
+
+
+def _as_columns(held: Iterable[tuple[Scope, str, int]]) -> tuple[list[Any], ...]:
+    return tuple(list(column) for column in zip(*held, strict=True)) or ([], [], [])

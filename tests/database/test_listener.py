@@ -238,6 +238,26 @@ def test_a_position_that_goes_backwards_fences_reads_all_anew_and_lowers_nothing
     assert cutoffs.everyone_gen > everyone_gen, "every token of the time in doubt is refused"
 
 
+def test_a_promoted_standby_that_lacks_a_revocation_has_gone_back_though_the_own_row_is_as_it_was(
+    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Fenceable, catch_up: CatchUp
+) -> None:
+    raise_user(psql, "ann", 1)
+    catch_up()
+    everyone_gen = cutoffs.everyone_gen
+    with psql.transaction():
+        psql.execute("DELETE FROM cutoffs")
+        psql.execute("DELETE FROM incarnation")  # a promotion empties it
+        psql.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'lastcall-listener'"
+        )
+    assert cutoffs.was_fenced.wait(DEADLINE_S)
+    assert listener.wait_until_live()
+    wait_until(lambda: one(psql, "SELECT min_gen FROM cutoffs WHERE subject = 'ann'") == 1, "it is given back")
+    catch_up()
+    assert cutoffs.everyone_gen > everyone_gen
+
+
 def test_the_canary_is_refused_and_noted(psql: psycopg.Connection, listener: CutoffListener, heard: Heard) -> None:
     assert one(psql, "SELECT canary FROM workers") == 0
     raise_user(psql, CANARY, 7)

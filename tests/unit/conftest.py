@@ -35,7 +35,7 @@ def listener_clock(log: LOG, monkeypatch: pytest.MonkeyPatch) -> RecordingClock:
 def listener(log: LOG, listener_clock: RecordingClock) -> CutoffListener:
     """A listener that is connected and has read everything before, at its renewal 10."""
     found = CutoffListener("postgresql://nowhere", RecordingCutoffs(log), lease_s=2.0)
-    found._position, found._renewals = "1:2:", 10
+    found._position, found._renewals, found._incarnation = "1:2:", 10, "first"
     return found
 
 

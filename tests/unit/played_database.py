@@ -18,6 +18,7 @@ STATEMENTS = {
     "UPDATE workers SET renewals": "renew",
     "INSERT INTO workers": "register",
     "SELECT pg_snapshot_xmax": "xids behind?",
+    "AS held (scope, subject, gen)\n    LEFT JOIN": "lacks?",
     "LEFT JOIN cutoffs AS c": "read",
     "FROM cutoffs AS c": "load",
     "UPDATE workers SET snapshot": "position",
@@ -48,10 +49,13 @@ class PlayedDatabase:
         *,
         renewals: int | None = 10,
         xids_behind: bool = False,
+        incarnation: str = "first",
+        lacks: bool = False,
         now_us: int = NOW_US,
         purged_us: int = 0,
     ) -> None:
         self.log, self.renewals, self.xids_behind = log, renewals, xids_behind
+        self.incarnation, self.lacks = incarnation, lacks
         self.now_us, self.purged_us = now_us, purged_us
         self.rows: list[tuple[Any, ...]] = [ROW]
         self.sent: dict[str, tuple[str, Any]] = {}
@@ -70,9 +74,11 @@ class PlayedDatabase:
                 return Answer()
             case "renew" | "register":
                 self.renewals = 1_000_000 if self.renewals is None else self.renewals + 1
-                return Answer([(self.renewals,)])
+                return Answer([(self.renewals, self.incarnation)])
             case "xids behind?":
                 return Answer([(self.xids_behind,)])
+            case "lacks?":
+                return Answer([(self.lacks,)])
             case "position of the load":
                 return Answer([("5:9:",)])
             case "read":

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from lastcall.cutoffs import Cutoff
-from lastcall.listener import CutoffListener
+from lastcall.listener import CANARY, CutoffListener
 from tests.unit.played_database import LOG, NOW_US, SECOND_NS, PlayedDatabase, RecordingClock, only_first_clock
 
 LOAD = ["begin", "one snapshot", "position of the load", "load", "apply", "commit"]
@@ -30,6 +30,27 @@ def test_the_own_row_tells_whether_the_database_went_back(
     database = PlayedDatabase(log, renewals=renewals, xids_behind=xids_behind)
     assert listener._register(database) is went_back  # type: ignore[arg-type]
     assert listener._renewals == database.renewals
+
+
+@pytest.mark.parametrize(
+    ("incarnation", "lacks", "went_back"), [("first", True, False), ("second", False, False), ("second", True, True)]
+)
+def test_after_a_crash_or_a_promotion_the_database_must_know_what_this_process_knows(
+    listener: CutoffListener, log: LOG, incarnation: str, lacks: bool, went_back: bool
+) -> None:
+    """The own row is as it was left: its last renewal came before a revocation that was read in the same round."""
+    database = PlayedDatabase(log, incarnation=incarnation, lacks=lacks)
+    listener.cutoffs.advance(Cutoff("user", "known", 8, 1, 10**17))
+    listener.cutoffs.advance(Cutoff("user", "over", 8, 1, 10**6))
+    assert listener._register(database) is went_back  # type: ignore[arg-type]
+    assert ("lacks?" in log) is (incarnation == "second"), "it reads everything: only when there is a cause"
+    if incarnation == "second":
+        *held, canary, everyone = database.sent["lacks?"][1]
+        assert held == [["user"], ["known"], [8]], "what is over may have been purged"
+        assert (canary, everyone) == (CANARY, 0)
+    log.clear()
+    database.renewals = 10
+    assert listener._register(database) is True, "in any case"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("renewals", [None, 10])
