@@ -108,7 +108,9 @@ class Asker:
             self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
         opened.append(connection)
         try:
-            row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+            # A server process whose client hung up does not notice while it waits for a lock.
+            query = "SELECT pg_is_in_recovery(), set_config('statement_timeout', %s, FALSE)"
+            row = connection.execute(query, (f"{int(PATIENCE_S * 1000)}ms",)).fetchone()
             if row is None or row[0]:
                 raise psycopg.OperationalError("connected to a replica")
             return question(connection)
