@@ -127,7 +127,10 @@ class Asker:
         self._local.connection = connection
         self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
         if not self._pooled:  # there it would stay with a connection that belongs to others as well
-            connection.execute("SELECT set_config('idle_session_timeout', %s, FALSE)", (f"{_IDLE_S}s",))
+            # A server process whose client hung up does not notice while it waits for a lock, or for a question.
+            limits = (f"{_IDLE_S}s", f"{int(PATIENCE_S * 1000)}ms")
+            query = "SELECT set_config('idle_session_timeout', %s, FALSE), set_config('statement_timeout', %s, FALSE)"
+            connection.execute(query, limits)
         return connection
 
 

@@ -27,6 +27,7 @@ from tests.faults.bench import (
 )
 from tests.faults.conftest import StartBench, StartHost
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED, Token
+from tests.faults.standby import Standby
 from tests.faults.wrong_clock import WrongClock
 from tools.postgres import EmbeddedPostgres
 
@@ -199,56 +200,31 @@ class Yesterday:
         self._server.start()
 
 
-class Standby:
+class Failover:
     """An asynchronous standby of a server that falls behind, and is promoted when the server dies."""
 
-    def __init__(self, server: EmbeddedPostgres, folder: Path, bench: Bench) -> None:
-        self._server, self._folder, self._bench = server, folder, bench
-        self.standby = EmbeddedPostgres(folder)
+    def __init__(self, server: EmbeddedPostgres, standby: Standby, bench: Bench) -> None:
+        self._server, self._standby, self._bench = server, standby, bench
 
     def take(self) -> None:
-        self._server.stop()
-        shutil.copytree(self._server.data_dir, self._folder / "postgres", symlinks=True)
-        self._server.start()
-        socket = self._server.url().partition("host=")[2].replace("%2F", "/")
-        data = self._folder / "postgres"
-        (data / "standby.signal").touch()
-        with (data / "postgresql.auto.conf").open("a") as conf:
-            conf.write(f"primary_conninfo = 'host={socket} port=5432 user=lastcall'\n")
-        self.standby.start()
-        with self._bench.psql() as psql:
-            at = psql.execute("SELECT pg_current_wal_lsn()").fetchone()
-        with psycopg.connect(self.standby.url(), autocommit=True) as psql:
-            deadline_s = time.monotonic() + DEADLINE_S
-            query = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
-            while psql.execute(query, at).fetchone() != (True,):
-                assert time.monotonic() < deadline_s, "the standby does not follow"
-            # From now on it hears nothing more.
-            psql.execute("ALTER SYSTEM SET primary_conninfo = ''")
-            psql.execute("SELECT pg_reload_conf()")
-            while psql.execute("SELECT FROM pg_stat_wal_receiver").fetchone() is not None:
-                assert time.monotonic() < deadline_s, "the standby does not stop following"
+        self._standby.hold_back()
 
     def come_back(self) -> None:
         kill_database(self._server)
-        with psycopg.connect(self.standby.url(), autocommit=True) as psql:
-            psql.execute("SELECT pg_promote()")
+        self._standby.promote()
         for host in self._bench.hosts:
-            host.proxy.lead_to(self.standby.url)
-        self._bench.database = self.standby
+            host.proxy.lead_to(self._standby.server.url)
+        self._bench.database = self._standby.server
 
 
 @contextmanager
-def older_server(how: str, bench: Bench, cluster: EmbeddedPostgres, folder: Path) -> Iterator[Yesterday | Standby]:
-    folder.mkdir(mode=0o700)
+def older_server(how: str, bench: Bench, cluster: EmbeddedPostgres, folder: Path) -> Iterator[Yesterday | Failover]:
     if how == "restored":
+        folder.mkdir(mode=0o700)
         yield Yesterday(cluster, folder)
     else:
-        standby = Standby(cluster, folder, bench)
-        try:
-            yield standby
-        finally:
-            standby.standby.stop()
+        with Standby(cluster, folder) as standby:
+            yield Failover(cluster, standby, bench)
 
 
 def wait_until_reread(bench: Bench) -> None:
@@ -293,7 +269,7 @@ def test_the_database_has_gone_back_in_time(
         revoked = bench.new_victim()
         for _ in range(5):
             bench.round()
-        bench.revoke_at_last(revoked.subject)
+        receipt = bench.revoke_at_last(revoked.subject).json
         lost_session = bench.new_victim()
         older.come_back()
         wait_until_reread(bench)
@@ -310,6 +286,16 @@ def test_the_database_has_gone_back_in_time(
         again: Token = bench.sign_in(revoked.subject)
         if set(answers := bench.load.ask_each(again)) != {ACCEPTED}:
             wrong.append(f"a sign-in of the signed-out user, after it: {answers}")
+        with bench.psql() as psql:
+            # What it costs: the history of the lost time, and everyone has to sign in again, once.
+            (lost,) = psql.execute(
+                "SELECT count(*) = 0 FROM revocations WHERE id = %s", (receipt["revocation_id"],)
+            ).fetchall()
+            (out,) = psql.execute(
+                "SELECT count(*) FROM revocations WHERE scope = 'everyone' AND cause = 'database_went_back'"
+            ).fetchall()
+        if (lost, out) != ((True,), (1,)):
+            wrong.append(f"the receipt's row is lost: {lost}; logged out everyone: {out}")
         loud = [line for line in bench.host.log().splitlines() if "BACK" in line]
         if not 1 <= len(loud) <= 2:
             wrong.append(f"{len(loud)} loud lines of two workers")

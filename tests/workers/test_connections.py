@@ -56,16 +56,21 @@ class Counting:
         self.most: dict[str, int] = {}
 
     def until(self, name: str, count: int) -> None:
-        """Count until there are so many of a name, and then for as long again as it took."""
-        began_s = time.monotonic()
-        reached_s = None
+        """Until there are so many of a name."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while self.most.get(name, 0) < count:
+            self._count()
+            assert time.monotonic() < deadline_s, f"{name}: only {self.most}"
+
+    def during(self, seconds: float) -> None:
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            self._count()
+
+    def _count(self) -> None:
         query = "SELECT application_name, count(*) FROM pg_stat_activity WHERE datname = current_database() GROUP BY 1"
-        while reached_s is None or time.monotonic() - reached_s < min(0.5, reached_s - began_s):
-            for found, number in self._psql.execute(query).fetchall():
-                self.most[found] = max(self.most.get(found, 0), number)
-            if reached_s is None and self.most.get(name, 0) >= count:
-                reached_s = time.monotonic()
-            assert time.monotonic() - began_s < DEADLINE_S, f"{name}: only {self.most}"
+        for name, number in self._psql.execute(query).fetchall():
+            self.most[name] = max(self.most.get(name, 0), number)
 
 
 def test_a_worker_opens_no_more_connections_than_the_page_says(
@@ -81,10 +86,25 @@ def test_a_worker_opens_no_more_connections_than_the_page_says(
         # Whoever wants to read the sessions has to wait, and holds his connection meanwhile.
         somebody.execute("LOCK TABLE login_sessions IN ACCESS EXCLUSIVE MODE")
         counting.until("lastcall", WORKERS * pool)
+        counting.during(0.3)
     at_work = dict(counting.most)
     with psycopg.connect(database_url) as somebody, all_threads_busy(server, admin.token, ME):
         somebody.execute("SELECT FROM workers FOR UPDATE")  # no lease can be renewed, so every request has to ask
         counting.until("lastcall-ask", WORKERS * AT_ONCE)
+        counting.during(0.3)
     assert at_work.get("lastcall-listener") == WORKERS, "one listener a process"
     for name in ("lastcall", "lastcall-ask"):
         assert counting.most[name] == WORKERS * budget[name], name
+
+
+def test_questions_that_nobody_waits_for_any_more_leave_no_connections_behind(
+    start_gunicorn: StartGunicorn, psql: psycopg.Connection, database_url: str
+) -> None:
+    server = start_gunicorn(1, LASTCALL_LEASE="0.5")
+    admin = sign_in(server)
+    counting = Counting(psql)
+    with psycopg.connect(database_url) as somebody, all_threads_busy(server, admin.token, ME):
+        somebody.execute("LOCK TABLE cutoffs IN ACCESS EXCLUSIVE MODE")
+        counting.until("lastcall-ask", AT_ONCE)
+        counting.during(1.5)
+    assert counting.most["lastcall-ask"] <= 2 * AT_ONCE, "those that are asked, and those that are just given up"
