@@ -100,9 +100,10 @@ class Asker:
     def _ask(self, question: Callable[[psycopg.Connection], T], opened: list[psycopg.Connection]) -> T:
         connection: psycopg.Connection | None = getattr(self._local, "connection", None)
         if connection is None or connection.closed or boottime_ns() - self._local.used_ns > _IDLE_S * 5e8:
-            connection = self._connect()
+            connection = self._connect(opened)
+        else:
+            opened.append(connection)
         self._local.used_ns = boottime_ns()
-        opened.append(connection)
         try:
             row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
             if row is None or row[0]:
@@ -112,7 +113,7 @@ class Asker:
             connection.close()
             raise
 
-    def _connect(self) -> psycopg.Connection:
+    def _connect(self, opened: list[psycopg.Connection]) -> psycopg.Connection:
         old: psycopg.Connection | None = getattr(self._local, "connection", None)
         if old is not None:
             old.close()
@@ -124,6 +125,7 @@ class Asker:
             application_name="lastcall-ask",
             prepare_threshold=None,
         )
+        opened.append(connection)  # whoever gives up the question hangs up from now on
         self._local.connection = connection
         self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
         if not self._pooled:  # there it would stay with a connection that belongs to others as well
