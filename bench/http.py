@@ -16,8 +16,8 @@ from bench.peers.contenders import BARE, COLD, PYJWT_EACH, SESSION, WARM, WITH_R
 from bench.plot import Bar, bars
 
 WORKERS = (1, 2)
-ROUNDS = int(os.environ.get("BENCH_HTTP_ROUNDS", "5"))
-FOR_S = 2
+ROUNDS = int(os.environ.get("BENCH_HTTP_ROUNDS", "9"))
+FOR_S = 1
 COMPARED = ((WARM, WITH_REDIS), (WARM, SESSION), (COLD, PYJWT_EACH))
 Found = dict[str, dict[str, list[dict[str, float]]]]
 

@@ -19,6 +19,7 @@ from bench.in_process import payload
 from bench.peers import servers
 from bench.peers.environment import ROOT
 from bench.peers.given import EVER_REVOKED, LIFETIME_S
+from bench.pubsub import redis_server
 from lastcall.tokens import KeyRing, issue
 from models.database import apply_schema
 from tests.conftest import FAST_ENVIRONMENT, PASSWORD
@@ -92,7 +93,7 @@ def started(
             "BENCH_USER": tokens.user,
             "BENCH_SESSION": tokens.session,
             "BENCH_REVOKED": str(tokens.revoked["jti"]),
-            "BENCH_REDIS": stack.enter_context(servers.redis_server(folder)),
+            "BENCH_REDIS": str(stack.enter_context(redis_server(folder))),
             "BENCH_DATABASE_URL": postgres.create_database("peers"),
         }
         for store in ("redis", "extended", "simplejwt"):

@@ -1,4 +1,4 @@
-"""Starts and stops what is measured: gunicorn in the peers' environment, and redis-server on a Unix socket."""
+"""Starts and stops what is measured: gunicorn in the peers' environment, whatever it serves."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bench.peers.environment import ROOT
-from bench.wrk import find
 from tests.gunicorn import free_port
 from tools.postgres import dies_with_us
 
@@ -20,23 +19,35 @@ DEADLINE_S = 60.0
 
 
 @contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
-    """The path of its socket. It keeps nothing on disk."""
-    path, log = folder / "redis.socket", folder / "redis.log"
-    command = [find("redis-server", "redis-server"), "--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
-    with _running([*command, "--save", "", "--appendonly", "no"], {}, log) as process:
-        _wait_until(path.exists, process, log)
-        yield str(path)
-
-
-@contextmanager
 def gunicorn(python: str, app: str, workers: int, environment: dict[str, str], log: Path) -> Iterator[str]:
     """The address of a server of `app`, a factory in bench.peers. Whether it is ready is for `wait_until_good`."""
     port = free_port()
     command = [python, "-m", "gunicorn", "--config", "bench/peers/gunicorn.conf.py", "--workers", str(workers)]
-    with _running([*command, "--bind", f"127.0.0.1:{port}", f"bench.peers.{app}"], environment, log) as process:
-        _wait_until(lambda: _listens(port), process, log)
+    command += ["--bind", f"127.0.0.1:{port}", f"bench.peers.{app}"]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LASTCALL_", "COV_"))}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*dies_with_us("TERM"), *command],
+            cwd=ROOT,
+            env={**inherited, **environment},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"bench: {app} does not start:\n{log.read_text(errors='replace')[-3000:]}")
+            time.sleep(0.05)  # nothing tells when it listens
         yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def lets_in(url: str, token: str) -> bool:
@@ -60,37 +71,6 @@ def wait_until_good(url: str, token: str) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"bench: {url} does not let a good token in")
         time.sleep(0.1)
-
-
-@contextmanager
-def _running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LASTCALL_", "COV_"))}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*dies_with_us("TERM"), *command],
-            cwd=ROOT,
-            env={**inherited, **environment},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"bench: a server does not start:\n{log.read_text(errors='replace')[-3000:]}")
-        time.sleep(0.05)
 
 
 def _listens(port: int) -> bool:
