@@ -315,7 +315,7 @@ class CutoffListener:
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
             with connection.cursor(name="lastcall_cutoffs") as cursor:
                 cursor.execute(statements.READ_ALL)
-                while rows := cursor.fetchmany(10 * _PIECE):
+                while rows := cursor.fetchmany(2 * _PIECE):
                     for cutoff in rows:
                         self._apply(cutoff)
                     self._busy_since_ns = boottime_ns()
