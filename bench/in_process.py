@@ -77,11 +77,11 @@ def measure(advance: Callable[[str], None]) -> dict[str, list[float]]:
     for number in range(ROUNDS):
         for name, call in prepared:
             advance(f"round {number + 1} of {ROUNDS}: {name}")
-            found.setdefault(name, []).append(_microseconds(call))
+            found.setdefault(name, []).append(microseconds(call))
     return found
 
 
-def _microseconds(call: Callable[[], object]) -> float:
+def microseconds(call: Callable[[], object]) -> float:
     calls, began = 0, time.perf_counter()
     while (took := time.perf_counter() - began) < FOR_S:
         for _ in range(50):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
@@ -22,9 +21,9 @@ _GEN_MASK, _TIME_MASK = (1 << _GEN_BITS) - 1, (1 << _TIME_BITS) - 1
 _BUCKET_S = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Cutoff:
-    """One row of the table `cutoffs`. Times are microseconds since 1970 UTC."""
+class Cutoff(NamedTuple):
+    """One row of the table `cutoffs`. Times are microseconds since 1970 UTC. A million are made at a start: a tuple is
+    made in half the time of a dataclass."""
 
     scope: Scope
     subject: str
@@ -77,28 +76,40 @@ class Cutoffs:
 
     def advance(self, cutoff: Cutoff) -> bool:
         """Take one cutoff in: each of its parts by the maximum of the old and the new. Returns whether any rose."""
-        if cutoff.scope == "everyone":
+        scope, subject, gen, at_us, expires_at_us = cutoff
+        if scope == "everyone":
             before = self.everyone_gen, self.everyone_at_us
-            self.everyone_gen = max(self.everyone_gen, cutoff.min_gen)
-            self.everyone_at_us = max(self.everyone_at_us, cutoff.cutoff_at_us)
+            self.everyone_gen = max(self.everyone_gen, gen)
+            self.everyone_at_us = max(self.everyone_at_us, at_us)
             return before != (self.everyone_gen, self.everyone_at_us)
-        expires_s = -(-cutoff.expires_at_us // 1_000_000)
-        if cutoff.scope == "session":
-            old = old_expires_s = self._sessions.get(cutoff.subject, 0)
-            new = expires_s = max(old, expires_s)
-            self._sessions[cutoff.subject] = new
+        old_expires_s, expires_s = -1, -(-expires_at_us // 1_000_000)
+        if scope == "session":
+            held = self._sessions
+            old = held.get(subject)
+            if old is not None:
+                old_expires_s = old
+                expires_s = max(old, expires_s)
+            new = expires_s
         else:
-            old = self._users.get(cutoff.subject, 0)
-            gen = max(old & _GEN_MASK, cutoff.min_gen)
-            at_us = max(old >> _GEN_BITS & _TIME_MASK, cutoff.cutoff_at_us)
-            old_expires_s = old >> _GEN_BITS + _TIME_BITS
-            expires_s = max(old_expires_s, expires_s)
+            held = self._users
+            old = held.get(subject)
+            if old is not None:
+                gen = max(old & _GEN_MASK, gen)
+                at_us = max(old >> _GEN_BITS & _TIME_MASK, at_us)
+                old_expires_s = old >> _GEN_BITS + _TIME_BITS
+                expires_s = max(old_expires_s, expires_s)
             new = (expires_s << _TIME_BITS | at_us) << _GEN_BITS | gen
-            self._users[cutoff.subject] = new
-        # Rows are read again and again while a forgotten transaction holds the snapshot back: noted once.
-        if old == 0 or old_expires_s // _BUCKET_S != expires_s // _BUCKET_S:
-            self._due.setdefault(expires_s // _BUCKET_S, []).append(cutoff.subject)
-        return new != old
+        if new == old:
+            return False  # rows may be read again and again: noted once
+        held[subject] = new
+        bucket = expires_s // _BUCKET_S
+        if old_expires_s // _BUCKET_S != bucket:
+            due = self._due.get(bucket)
+            if due is None:
+                self._due[bucket] = [subject]
+            else:
+                due.append(subject)
+        return True
 
     def refuses(self, claims: Claims) -> Scope | None:
         """The level that refuses these claims, or None. All levels count: the first that refuses is enough."""

@@ -334,11 +334,11 @@ class CutoffListener:
             connection.execute("SET LOCAL statement_timeout = 0")
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
             with connection.cursor(name="lastcall_cutoffs") as cursor:
-                cursor.itersize = 10 * _PIECE
-                for number, cutoff in enumerate(cursor.execute(statements.READ_ALL)):
-                    self._apply(cutoff)
-                    if number % _PIECE == 0:
-                        self._busy_since_ns = boottime_ns()
+                cursor.execute(statements.READ_ALL)
+                while rows := cursor.fetchmany(2 * _PIECE):
+                    for cutoff in rows:
+                        self._apply(cutoff)
+                    self._busy_since_ns = boottime_ns()
         self._position = row[0] if row else None
 
     def _read(self, connection: psycopg.Connection) -> str:
@@ -373,7 +373,7 @@ class CutoffListener:
         cutoff = cutoff_from_row(row)
         risen = self.cutoffs.advance(cutoff)
         if cutoff.subject != CANARY:
-            self._risen = self._risen or risen
+            self._risen |= risen
             return
         invented = Claims(CANARY, CANARY, cutoff.min_gen - 1, self.cutoffs.everyone_gen, 0, 1)
         if self.cutoffs.refuses(invented) == "user":

@@ -19,4 +19,4 @@ COLUMNS: LiteralString = (
 
 def cutoff_from_row(row: tuple[Any, ...]) -> Cutoff:
     """A row selected with COLUMNS."""
-    return Cutoff(*row)
+    return Cutoff._make(row)

@@ -63,6 +63,7 @@ class PlayedDatabase:
         self.listener: CutoffListener | None = None
         self.lease_at: dict[str, int] = {}
         self.prepared = listener_module._READ_NEW
+        self.fetched = False
 
     def execute(self, query: str, parameters: Any = ()) -> Answer:
         step = next((step for part, step in STATEMENTS.items() if part in query), "")
@@ -100,6 +101,10 @@ class PlayedDatabase:
     def cursor(self, *, name: str) -> Iterator[PlayedDatabase]:
         assert name, "without a name all rows would come at once"
         yield self
+
+    def fetchmany(self, most: int) -> list[tuple[Any, ...]]:
+        rows, self.fetched = ([], False) if self.fetched else (self.rows, True)
+        return rows
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
