@@ -18,7 +18,7 @@ class Standby:
 
     def __init__(self, primary: EmbeddedPostgres, folder: Path) -> None:
         self.primary = primary
-        self.server = EmbeddedPostgres(folder, wal_retrieve_retry_interval="100ms")
+        self.server = EmbeddedPostgres(folder, fast=True, wal_retrieve_retry_interval="100ms")
         self.line = Proxy(primary.url)
         """The way from the primary to here."""
 

@@ -5,6 +5,7 @@ What an asynchronous one loses: test_database_faults.py::test_the_database_has_g
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,18 @@ from tests.faults.standby import Standby
 from tests.faults.test_database_faults import wait_until_reread
 from tools.postgres import EmbeddedPostgres
 
+AT_ONCE = 6
 WAITING = (
     " FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'lastcall'"
     " AND query = 'COMMIT' AND wait_event = 'SyncRep'"
 )
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """Here a server that is killed never comes back, so it need not write to a disk."""
+    with EmbeddedPostgres(tmp_path / "cluster", fast=True) as server:
+        yield server
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
         # The last thing that happens: nothing may be left to be sent to the standby when it returns.
         for token in tokens:
             bench.revoke_at_last(token.subject)
-        if number % 2:
+        if number % 2 == 0:
             here.swallow()  # the whole machine: nobody says that a connection has ended, or refuses a new one
         kill_database(primary)
         since_s = time.monotonic()
@@ -97,26 +106,40 @@ def test_a_synchronous_standby_is_away(
         "the synchronous standby is away",
         "never a 200; 503 within 2 s; whoever has a token goes on; nothing piles up; back by itself",
         database=cluster,
-        workers=(2,),
+        workers=(1,),
     )
     standby = stack.enter_context(Standby(cluster, tmp_path / "standby"))
     standby.make_synchronous()
-    hung, cancelled = bench.new_victim(), bench.new_victim()
+    hung, cancelled, dead = (bench.new_victim() for _ in range(3))
+    bench.revoke_at_last(dead.subject)  # why it is refused, is read each time: who only reads is answered
     standby.line.refuse()
-    since_s, slowest_s = time.monotonic(), 0.0
-    while time.monotonic() - since_s < 2 * LEASE_S:
-        asked_s = time.monotonic()
-        answer = bench.revoke(hung.subject)
-        slowest_s = max(slowest_s, time.monotonic() - asked_s)
-        assert answer is not None
-        assert answer.status == NOT_NOW, answer.text
-        assert bench.try_to_sign_in("user-7") is None
-        assert set(bench.load.ask_each(bench.bystander)) == {ACCEPTED}
-    assert slowest_s < 2.0 + SLACK_S, f"it took {slowest_s:.1f} s to say so"
-    with bench.psql() as psql:
+    since_s, slowest_s, said = time.monotonic(), 0.0, []
+    over = threading.Event()
+
+    def keep_signing_in() -> None:
+        while not over.is_set():
+            assert bench.try_to_sign_in("user-7") is None
+
+    with ThreadPoolExecutor(AT_ONCE) as threads, bench.psql() as psql:
+        people = [threads.submit(keep_signing_in) for _ in range(AT_ONCE)]
+        try:
+            while time.monotonic() - since_s < 2 * LEASE_S:
+                asked_s = time.monotonic()
+                answer = bench.revoke(hung.subject)
+                slowest_s = max(slowest_s, time.monotonic() - asked_s)
+                assert answer is not None
+                assert answer.status == NOT_NOW, answer.text
+                said += bench.load.ask_each(bench.bystander)
+        finally:
+            over.set()
+        for person in people:
+            person.result()
         waiting = psql.execute(f"SELECT count(*) {WAITING}").fetchone()
+    assert slowest_s < 2.0 + SLACK_S, f"it took {slowest_s:.1f} s to say so"
+    assert said.count(ACCEPTED) > 0.9 * len(said), "a worker that can ask does not need to say 503"
     assert waiting is not None
-    assert waiting[0] <= 2 * 4, f"{waiting[0]} server processes wait for the standby"
+    # One for each of them, one for whoever revokes, and one for the housekeeper.
+    assert waiting[0] <= AT_ONCE + 1 + 1, f"{waiting[0]} server processes wait for the standby"
     standby.line.heal()
     took_s = bench.wait_until_usual()
     assert took_s < 1.25 * LEASE_S + 0.8 + SLACK_S, f"it took {took_s:.1f} s to recover"
