@@ -44,6 +44,20 @@ MUTANTS = (
         "tests/unit/test_order_of_the_listener.py",
     ),
     Mutant(
+        "purged in a region that the cutoffs come to",
+        "models/housekeeping.py",
+        "FROM everyone WHERE NOT {_FROM_ANOTHER_REGION} FOR",
+        "FROM everyone FOR",
+        "tests/faults/test_second_region.py",
+    ),
+    Mutant(
+        "a commit that the standby may not have",
+        "models/patience.py",
+        "        if self._warned:",
+        "        if False:",
+        "tests/faults/test_failover.py",
+    ),
+    Mutant(
         "lease counted after sending",
         "lastcall/listener.py",
         "self.cutoffs.renew_lease(started_ns + ",

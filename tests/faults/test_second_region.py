@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from tests.gunicorn import ROOT, Gunicorn, Line
 from tests.workers.people import force_logout, make_person, sign_in, statuses_on
 from tools.postgres import APP, EmbeddedPostgres
 
-SERVICE = "region_b"
+SERVICE = "invoices"
 WORKERS = 2
 
 
@@ -55,8 +56,9 @@ class Regions:
 
     def subscribe(self) -> None:
         with self.far_away() as psql:
-            origin = f"host=127.0.0.1 port={self.line.port} dbname=lastcall user=lastcall sslmode=disable"
-            psql.execute(command_of_the_page("CREATE SUBSCRIPTION").replace("host=a.example.com …", origin).encode())
+            origin = f"host=127.0.0.1 port={self.line.port} dbname=lastcall user=region_b sslmode=disable"
+            command = re.sub("'host=[^']*'", f"'{origin}'", command_of_the_page("CREATE SUBSCRIPTION"))
+            psql.execute(command.encode())
             wait_until(psql, "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel")
 
 
@@ -93,7 +95,8 @@ def regions(signing_key: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         home.let_in(APP)
         common = {**FAST_ENVIRONMENT, "LASTCALL_DATA_DIR": str(folder / "instance")}
         with psycopg.connect(home.url(), autocommit=True) as psql:
-            psql.execute(command_of_the_page("CREATE PUBLICATION").encode())
+            for begin in ("CREATE ROLE region_b", "GRANT SELECT ON cutoffs", "CREATE PUBLICATION"):
+                psql.execute(command_of_the_page(begin).encode())
         with psycopg.connect(away.url(), autocommit=True) as psql:
             psql.execute(f"CREATE ROLE {SERVICE} LOGIN IN ROLE lastcall_service".encode())
             # Whatever a region has said by itself before: rows that meet are merged.
