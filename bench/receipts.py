@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from bench.load import load
+from bench.load import guarded, load
 from bench.plot import Bar, bars
 from models.database import apply_schema
 from tests.conftest import FAST_ENVIRONMENT, PASSWORD
@@ -43,7 +43,7 @@ def measure(advance: Callable[[str], None]) -> dict[str, list[float]]:
                 made = gunicorn.ask("POST", "/api/v1/admin/users", token=admin, body=body)
                 path = f"/api/v1/admin/sessions/{made.json['user_id']}"
                 for kind in ("idle", "loaded"):
-                    with load(gunicorn, admin) if kind == "loaded" else nullcontext():
+                    with load(gunicorn, guarded(admin)) if kind == "loaded" else nullcontext():
                         line = gunicorn.lines()[0]
                         for number in range(LOGOUTS):
                             advance(f"{count} workers, {kind}: force logout {number + 1} of {LOGOUTS}")

@@ -57,3 +57,12 @@ class Throttled(LastcallError):
     def __init__(self, retry_after_s: int) -> None:
         super().__init__()
         self.retry_after_s = retry_after_s
+
+
+class TooManySignIns(Throttled):
+    """Too many people are signing in at the moment: try again."""
+
+    code = "too_many_sign_ins"
+
+    def __init__(self) -> None:
+        super().__init__(1)

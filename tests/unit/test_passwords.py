@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from models import passwords
+from models.errors import TooManySignIns
 
 
 @pytest.fixture
@@ -64,6 +69,44 @@ def test_a_hash_of_other_parameters_is_renewed(cheap: None) -> None:
     passwords.configure(time_cost=2, memory_kib=16, parallelism=1)
     assert passwords.needs_rehash(kept)
     assert passwords.verify_password(kept, "correct horse")
+
+
+def priority_of_this_thread() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process has one priority")
+def test_argon2_steps_back_behind_all_other_threads() -> None:
+    before = priority_of_this_thread()
+    assert passwords._worker.thread.submit(priority_of_this_thread).result() == min(19, before + 10)
+    assert priority_of_this_thread() == before
+
+
+def test_those_who_would_wait_for_long_are_told_so(cheap: None) -> None:
+    """Each who waits holds a thread that a guarded request may need."""
+    kept, over = passwords.hash_password("correct horse"), threading.Event()
+    passwords._worker.thread.submit(over.wait, 30)
+    with ThreadPoolExecutor(passwords.WAITING + 1) as people:
+        answers = [people.submit(passwords.verify_password, kept, "correct horse") for _ in range(passwords.WAITING)]
+        while passwords._worker.places._value:  # until the last of them waits
+            over.wait(0.001)
+        with pytest.raises(TooManySignIns):
+            passwords.verify_password(kept, "correct horse")
+        over.set()
+        assert all(answer.result(30) for answer in answers)
+    assert passwords.verify_password(kept, "correct horse")
+
+
+def test_a_fork_gets_a_thread_of_its_own(cheap: None) -> None:
+    kept = passwords.hash_password("correct horse")
+    before = passwords._worker
+    passwords._start_anew()
+    try:
+        assert passwords._worker is not before
+        assert passwords.verify_password(kept, "correct horse")
+    finally:
+        passwords._worker.thread.shutdown()
+        passwords._worker = before
 
 
 def test_an_invented_password_is_long_and_new() -> None:
