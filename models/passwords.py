@@ -16,8 +16,8 @@ from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatc
 
 from models.errors import TooManySignIns
 
-WAITING = 16
-"""How many may wait for argon2 in one process: some 0.4 s. Each holds a thread that others need."""
+WAITING = 32
+"""How many may wait for argon2 in one process: some 0.8 s. Each holds a thread, and half of them are for others."""
 _NICE = 10
 _hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 
