@@ -70,13 +70,13 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
         where=on_both(machines),
     )
     primary, here, there = cluster, *machines
-    for number in range(max(2, ROUNDS // 20)):
+    slowest_s = 0.0
+    for number in range(max(2, ROUNDS // 50)):
         standby = stack.enter_context(Standby(primary, tmp_path / f"standby-{number}"))
         there.lead_to(standby.server.url)
         there.heal()
         standby.make_synchronous()
         bench.wait_until_usual()
-        bench.figures.recovery_s = None
         tokens = [bench.new_victim() for _ in range(2)]
         # The last thing that happens: nothing may be left to be sent to the standby when it returns.
         for token in tokens:
@@ -88,12 +88,15 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
         standby.promote()
         bench.database = standby.server
         took_s = bench.wait_until_usual(since_s)
-        assert took_s < LEASE_S + 0.8 + 2.0 + SLACK_S, f"it took {took_s:.1f} s to recover"
+        # A lease until the listener hangs up on who is silent, and an attempt that is under way at the promotion.
+        assert took_s < 1.25 * LEASE_S + 2.0 + 0.8 + SLACK_S, f"it took {took_s:.1f} s to recover"
+        slowest_s = max(slowest_s, took_s)
         for token in tokens:
             assert set(bench.load.ask_each(token)) == {REFUSED}
         assert set(bench.load.ask_each(bench.bystander)) == {ACCEPTED}, "nothing is in doubt, so nobody is signed out"
         bench.rounds(2)
         primary, here, there = standby.server, there, here
+    bench.figures.recovery_s = slowest_s
     bench.check()
     assert "BACK" not in bench.host.log()
     bench.host.server.stop()

@@ -8,7 +8,8 @@ from tests.conftest import PASSWORD, StartGunicorn
 from tests.gunicorn import Answer, Gunicorn
 from tests.workers.people import API, Person, force_logout, make_person, sign_in, statuses_on
 
-WORKERS = 2
+HERE, THERE = 2, 1
+"""Workers of each host."""
 LEASE_MS = 2000
 
 
@@ -46,26 +47,26 @@ class Revoking:
 
 
 def test_an_app_host_is_added_and_taken_away_while_people_are_signed_out(start_gunicorn: StartGunicorn) -> None:
-    here = start_gunicorn(WORKERS)
+    here = start_gunicorn(HERE)
     admin = sign_in(here)
     make_person(here, admin, "busy")
     alice = make_person(here, admin, "alice")
     with Revoking(here, admin, "busy") as revoking:
         revoking.wait_for_the_next()
-        there = start_gunicorn(WORKERS)
+        there = start_gunicorn(THERE)
         revoking.wait_for_the_next()
-        assert revoking.receipts[-1].json["workers"]["live"] == 2 * WORKERS, "the new host is waited for"
+        assert revoking.receipts[-1].json["workers"]["live"] == HERE + THERE, "the new host is waited for"
         # A token of the one on the other, and the other way round.
         elsewhere = sign_in(there, alice.username, PASSWORD)
         lines = [*here.lines(), *there.lines()]
         for person, revoked_on in ((alice, there), (elsewhere, here)):
-            assert statuses_on(lines, elsewhere.token) == [200] * 2 * WORKERS
+            assert statuses_on(lines, elsewhere.token) == [200] * (HERE + THERE)
             path = f"{API}/admin/sessions/{person.user_id}/{person.session_id}"
-            assert revoked_on.ask("DELETE", path, token=admin.token).json["workers"]["confirmed"] == 2 * WORKERS
-            assert statuses_on(lines, person.token) == [401] * 2 * WORKERS
+            assert revoked_on.ask("DELETE", path, token=admin.token).json["workers"]["confirmed"] == HERE + THERE
+            assert statuses_on(lines, person.token) == [401] * (HERE + THERE)
         there.stop()
         revoking.wait_for_the_next()
-        assert revoking.receipts[-1].json["workers"]["live"] == WORKERS, "who has gone in order is not waited for"
+        assert revoking.receipts[-1].json["workers"]["live"] == HERE, "who has gone in order is not waited for"
     assert revoking.outlived == []
     assert {(answer.status, answer.json.get("in_force")) for answer in revoking.receipts} == {(200, True)}
     slowest_ms = max(answer.json["workers"]["elapsed_ms"] for answer in revoking.receipts)
