@@ -64,7 +64,47 @@ CREATE TABLE IF NOT EXISTS login_sessions (
     ended_at timestamptz,
     ended_scope cutoff_scope,
     ended_by text,
-    end_reason text
+    end_reason text,
+    lapsed boolean NOT NULL DEFAULT FALSE, -- it has expired, and the housekeeping has noted it
+    -- Where lists find it: under everyone's generation, on the same one mirrored when it has expired, on -1 when ended.
+    -- A log-out of everyone thus leaves a whole shelf behind, without touching its rows.
+    shelf bigint NOT NULL GENERATED ALWAYS AS (
+        CASE WHEN ended_at IS NOT NULL THEN -1 WHEN lapsed THEN -2 - everyone_gen ELSE everyone_gen END
+    ) STORED
+);
+
+DO $$
+BEGIN
+    -- A database that was made before lists had shelves.
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = 'login_sessions'::regclass AND attname = 'shelf' AND NOT attisdropped
+    ) THEN
+        ALTER TABLE login_sessions
+        ADD COLUMN lapsed boolean NOT NULL DEFAULT FALSE,
+        ADD COLUMN shelf bigint NOT NULL GENERATED ALWAYS AS (
+            CASE WHEN ended_at IS NOT NULL THEN -1 WHEN lapsed THEN -2 - everyone_gen ELSE everyone_gen END
+        ) STORED;
+        DROP INDEX IF EXISTS login_sessions_active, login_sessions_newest, login_sessions_user, login_sessions_expires;
+    END IF;
+END
+$$;
+
+-- Whose sessions have ended since his generation rose, all at once, however many: the rows are marked in batches. It
+-- stays for a minute, for a sign-in that was in flight and wrote its row meanwhile.
+CREATE TABLE IF NOT EXISTS unmarked_ends (
+    user_id uuid NOT NULL,
+    gen bigint NOT NULL, -- sessions of a lower one have ended
+    ended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_by text NOT NULL,
+    end_reason text NOT NULL,
+    PRIMARY KEY (user_id, gen)
+);
+
+-- Under what names sessions of deleted and renamed users are still listed, to search for.
+CREATE TABLE IF NOT EXISTS former_names (
+    user_id uuid NOT NULL,
+    username text NOT NULL,
+    PRIMARY KEY (user_id, username)
 );
 
 -- What workers hold in memory. No foreign key: a deleted user's cutoff must stay until his last token has expired.
@@ -138,19 +178,36 @@ CREATE TABLE IF NOT EXISTS sign_in_attempts (
 CREATE UNIQUE INDEX IF NOT EXISTS users_username_key ON users (lower(username));
 -- "Who is an admin?": the last one must stay.
 CREATE INDEX IF NOT EXISTS user_roles_role ON user_roles (role);
--- The list, newest first, whatever was ended: an old everyone_gen is another part of the index.
-CREATE INDEX IF NOT EXISTS login_sessions_active ON login_sessions (everyone_gen, created_at DESC, id DESC)
-WHERE ended_at IS NULL;
--- The list of all, ended and expired sessions.
-CREATE INDEX IF NOT EXISTS login_sessions_newest ON login_sessions (created_at DESC, id DESC);
--- One user's sessions, and the last moment one of his tokens can be alive.
-CREATE INDEX IF NOT EXISTS login_sessions_user ON login_sessions (user_id, token_expires_at DESC);
+-- The list in each of its orders; whatever has ended, or expired, is on another shelf.
+CREATE INDEX IF NOT EXISTS login_sessions_by_created ON login_sessions (shelf, created_at, id);
+CREATE INDEX IF NOT EXISTS login_sessions_by_seen ON login_sessions (shelf, last_seen_at, id);
+CREATE INDEX IF NOT EXISTS login_sessions_by_name ON login_sessions (shelf, username, id);
+-- One user's sessions, and the sessions of one client, in the list's own order.
+CREATE INDEX IF NOT EXISTS login_sessions_by_user ON login_sessions (user_id, shelf, created_at, id);
+CREATE INDEX IF NOT EXISTS login_sessions_by_client ON login_sessions (client_id, shelf, created_at, id);
+-- Who is in from this address, or from this network? Most sessions stay where they began: the second one is small.
+CREATE INDEX IF NOT EXISTS login_sessions_by_ip ON login_sessions (ip);
+CREATE INDEX IF NOT EXISTS login_sessions_by_last_ip ON login_sessions (last_ip) WHERE last_ip IS DISTINCT FROM ip;
+-- Who is in with this role, be it a rare one? No pending list: one session would pay for many.
+CREATE INDEX IF NOT EXISTS login_sessions_by_role ON login_sessions USING gin (roles) WITH (fastupdate = off);
+-- A part of a name finds its user: an index of sessions would cost each sign-in and refresh, users change rarely. Whoever
+-- applies this without the right to CREATE EXTENSION searches slowly.
+DO $$
+BEGIN
+    CREATE EXTENSION IF NOT EXISTS pg_trgm;
+    CREATE INDEX IF NOT EXISTS users_username_parts ON users USING gin (username gin_trgm_ops);
+    CREATE INDEX IF NOT EXISTS former_names_parts ON former_names USING gin (username gin_trgm_ops);
+EXCEPTION
+    WHEN insufficient_privilege OR feature_not_supported OR undefined_file OR undefined_object THEN
+        RAISE NOTICE 'pg_trgm is not there: to search for a part of a name reads all names';
+END
+$$;
 -- A refresh finds its session.
 CREATE UNIQUE INDEX IF NOT EXISTS login_sessions_family ON login_sessions (family_hash);
 -- The last moment at which anyone's token can be alive.
 CREATE INDEX IF NOT EXISTS login_sessions_token_expires ON login_sessions (token_expires_at);
--- The purge finds what is over.
-CREATE INDEX IF NOT EXISTS login_sessions_expires ON login_sessions (expires_at);
+-- The housekeeping finds what has expired, and what is long over.
+CREATE INDEX IF NOT EXISTS login_sessions_by_expiry ON login_sessions (shelf, expires_at);
 -- Each round of a worker reads what is newer than its last snapshot.
 CREATE INDEX IF NOT EXISTS cutoffs_xid ON cutoffs (xid);
 -- The purge finds what is over.
@@ -211,24 +268,47 @@ CREATE OR REPLACE FUNCTION write_history(
     WHERE said('revocation_id') IS NULL;
 $$;
 
--- The user's generation has risen to `generation`: cut off, mark his sessions, write the history.
+-- Mark sessions that their users' generations have ended, of these users, at most so many. Whoever holds one of these
+-- rows is not waited for: two who end sessions at once would deadlock, and the housekeeping comes by once a second.
+CREATE OR REPLACE FUNCTION mark_unmarked_ends(first_user uuid, last_user uuid, at_most bigint)
+RETURNS void LANGUAGE sql AS $$
+    UPDATE login_sessions AS s SET
+        ended_at = why.ended_at, ended_scope = 'user', ended_by = why.ended_by, end_reason = why.end_reason
+    FROM (
+        SELECT found.id, found.user_id, found.user_gen FROM unmarked_ends AS e CROSS JOIN LATERAL (
+            SELECT id, user_id, user_gen FROM login_sessions
+            WHERE user_id = e.user_id AND user_gen < e.gen AND (shelf >= 0 OR shelf < -1)
+                AND id::text IS DISTINCT FROM said('keep_session')
+            LIMIT at_most FOR UPDATE SKIP LOCKED
+        ) AS found
+        WHERE e.user_id BETWEEN first_user AND last_user LIMIT at_most
+    ) AS old CROSS JOIN LATERAL (
+        SELECT * FROM unmarked_ends AS e WHERE e.user_id = old.user_id AND e.gen > old.user_gen ORDER BY e.gen LIMIT 1
+    ) AS why
+    WHERE s.id = old.id;
+$$;
+
+-- The user's generation has risen to `generation`: cut off, end his sessions, write the history. A hundred rows are
+-- marked at once, the others soon: they have ended all the same (unmarked_ends).
 CREATE OR REPLACE FUNCTION cut_off_user(cut_user uuid, name text, generation bigint, new_cause text)
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    ended bigint;
-    expires timestamptz;
+    ended bigint := 0;
+    -- Of anyone's tokens: the end of an index. Of his alone, each of his sessions would have to be looked at.
+    expires timestamptz := cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions));
 BEGIN
-    SELECT cutoff_expiry(max(token_expires_at)) INTO expires FROM login_sessions WHERE user_id = cut_user;
     PERFORM raise_cutoff('user', cut_user::text, generation, expires);
-    -- Everyone who ends sessions locks their rows in one order, or two at once would deadlock.
-    PERFORM FROM login_sessions WHERE user_id = cut_user AND ended_at IS NULL ORDER BY id FOR UPDATE;
-    UPDATE login_sessions SET
-        ended_at = clock_timestamp(), ended_scope = 'user',
-        ended_by = coalesce(said('actor_name'), 'database role ' || session_user),
-        end_reason = coalesce(said('reason'), new_cause)
-    WHERE user_id = cut_user AND ended_at IS NULL AND user_gen < generation
-        AND id::text IS DISTINCT FROM said('keep_session');
-    GET DIAGNOSTICS ended = ROW_COUNT;
+    IF said('revocation_id') IS NULL THEN
+        SELECT count(*) INTO ended FROM login_sessions AS s
+        WHERE s.user_id = cut_user AND s.shelf = (SELECT gen FROM everyone) AND s.user_gen < generation
+            AND s.user_gen >= coalesce((SELECT max(e.gen) FROM unmarked_ends AS e WHERE e.user_id = cut_user), 0)
+            AND s.expires_at > clock_timestamp() AND s.id::text IS DISTINCT FROM said('keep_session');
+    END IF;
+    INSERT INTO unmarked_ends (user_id, gen, ended_by, end_reason) VALUES (
+        cut_user, generation, coalesce(said('actor_name'), 'database role ' || session_user),
+        coalesce(said('reason'), new_cause)
+    ) ON CONFLICT DO NOTHING;
+    PERFORM mark_unmarked_ends(cut_user, cut_user, 100);
     PERFORM write_history('user', cut_user::text, name, new_cause, generation, ended, expires);
 END
 $$;
@@ -266,6 +346,15 @@ BEGIN
         WHEN NEW.disabled_at IS NOT NULL AND OLD.disabled_at IS NULL THEN 'user_disabled'
         WHEN NEW.password_hash <> OLD.password_hash THEN 'password_changed'
         ELSE coalesce(said('cause'), 'generation_raised') END);
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION users_after_new_name() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO former_names (user_id, username)
+    SELECT OLD.id, OLD.username WHERE EXISTS (SELECT FROM login_sessions WHERE user_id = OLD.id)
+    ON CONFLICT DO NOTHING;
     RETURN NULL;
 END
 $$;
@@ -420,6 +509,8 @@ BEGIN
         WHERE ended_at IS NOT NULL AND ended_scope = 'session' AND token_expires_at > clock_timestamp() - cutoff_leeway()
         ORDER BY id
     ) AS s;
+    UPDATE login_sessions SET lapsed = FALSE WHERE lapsed AND expires_at > clock_timestamp()
+        AND shelf = (SELECT -2 - gen FROM everyone);
     UPDATE everyone SET purged_at = clock_timestamp() WHERE purged_at > clock_timestamp();
 END
 $$;
@@ -433,6 +524,8 @@ CREATE OR REPLACE TRIGGER users_after_update AFTER UPDATE ON users
 FOR EACH ROW WHEN (NEW.gen > OLD.gen) EXECUTE FUNCTION users_after_update();
 CREATE OR REPLACE TRIGGER users_after_delete AFTER DELETE ON users
 FOR EACH ROW EXECUTE FUNCTION users_after_delete();
+CREATE OR REPLACE TRIGGER users_after_new_name AFTER UPDATE OF username OR DELETE ON users
+FOR EACH ROW EXECUTE FUNCTION users_after_new_name();
 CREATE OR REPLACE TRIGGER users_after_truncate AFTER TRUNCATE ON users
 FOR EACH STATEMENT EXECUTE FUNCTION users_after_truncate();
 CREATE OR REPLACE TRIGGER user_roles_after_delete AFTER DELETE ON user_roles
@@ -491,7 +584,8 @@ BEGIN
         END;
     END LOOP;
     GRANT SELECT, INSERT, UPDATE, DELETE ON
-        users, user_roles, login_sessions, cutoffs, workers, incarnation, sign_in_attempts TO lastcall_app;
+        users, user_roles, login_sessions, unmarked_ends, former_names, cutoffs, workers, incarnation, sign_in_attempts
+        TO lastcall_app;
     GRANT SELECT, UPDATE ON everyone TO lastcall_app;
     GRANT SELECT, INSERT ON revocations TO lastcall_app;
     GRANT SELECT ON cutoffs, everyone TO lastcall_service;

@@ -30,7 +30,7 @@ from models.audit import Actor
 from models.database import apply_schema, database_errors, db, transaction
 from models.everyone import note_access_ttl
 from models.force_logout import Receipt
-from models.login_session import list_sessions
+from models.session_list import list_sessions
 from models.user import ADMIN
 from tools.postgres import PostgresError, database
 

@@ -18,7 +18,8 @@ from lastcall.flask import current_claims
 from models import force_logout
 from models.errors import BadRequest
 from models.force_logout import Receipt
-from models.login_session import STATES, SessionFilter, list_sessions
+from models.session_filter import SessionFilter
+from models.session_list import STATES, list_sessions
 
 bp = Blueprint("console_sessions", __name__, url_prefix="/console")
 

@@ -26,8 +26,9 @@ from models import force_logout
 from models.audit import Actor
 from models.errors import BadRequest, NotFound
 from models.force_logout import Receipt
-from models.login_session import SessionFilter, get_session
+from models.login_session import get_session
 from models.revocation import Revocation, list_revocations
+from models.session_filter import SessionFilter
 from models.user import ADMIN, was_ever
 
 bp = Blueprint("revocations", __name__, url_prefix=API + "/admin/revocations")

@@ -24,7 +24,8 @@ from blueprints.shapes import (
 from lastcall.flask import current_claims, require_role, require_token
 from models import force_logout, sign_in
 from models.errors import BadRequest, NotFound
-from models.login_session import SessionFilter, SessionPage, list_sessions
+from models.session_filter import SessionFilter
+from models.session_list import SessionPage, list_sessions
 from models.user import ADMIN, was_ever
 
 bp = Blueprint("sessions", __name__, url_prefix=API)

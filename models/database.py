@@ -12,7 +12,7 @@ import sqlalchemy
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
-from sqlalchemy import event, exc, text
+from sqlalchemy import CompoundSelect, Select, event, exc, text
 from sqlalchemy.orm import DeclarativeBase
 
 from lastcall.errors import DatabaseAway
@@ -139,6 +139,13 @@ def apply_schema(url: str) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
         connection.execute("SET LOCAL client_min_messages = warning")
         connection.execute(SCHEMA.read_bytes())
+
+
+def expected_rows(query: Select[Any] | CompoundSelect[Any]) -> int:
+    """How many rows the planner expects of a query. Within a transaction under way."""
+    compiled = query.compile(db.engine, compile_kwargs={"render_postcompile": True})
+    plan = db.session.connection().exec_driver_sql("EXPLAIN (FORMAT JSON) " + str(compiled), compiled.params).scalar()
+    return int(plan[0]["Plan"]["Plan Rows"]) if plan else 0
 
 
 def position_of_transaction() -> str:

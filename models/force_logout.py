@@ -12,22 +12,23 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, literal_column, select, text, update
+from sqlalchemy import ColumnElement, false, func, literal_column, select, text, update
 
+from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
 from lastcall.listener import CHANNEL
 from models.audit import Actor
-from models.database import db, position_of_transaction, say, transaction
+from models.database import db, expected_rows, position_of_transaction, say, transaction
 from models.errors import NotFound
-from models.login_session import LoginSession, SessionFilter, count_active, count_matching, is_active, matches
+from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
+from models.session_filter import SessionFilter, fits, matches
+from models.session_list import count_active, count_matching
 from models.worker import WorkerWatch, read_workers
 
 LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
 PATIENCE_S = 10.0
 """How long a confirmation waits at most; past it the answer is "not in force everywhere yet" (seconds)."""
-COUNT_EXACTLY_TO = 100_000
-"""How many sessions that a log-out of everyone ends are counted; beyond it the receipt has an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Preview:
     users: int
     admins: int
     includes_you: bool
+    exact: bool = True
 
 
 def revoke_user(user_id: UUID, actor: Actor, *, cause: str = "force_logout") -> Receipt:
@@ -116,7 +118,7 @@ def revoke_everyone(actor: Actor, *, keep_session: str | None = None, cause: str
     that the caller must mint."""
     with transaction() as session:
         revocation_id = _begin(actor, cause)
-        ended, _ = count_matching(SessionFilter(), exactly_to=COUNT_EXACTLY_TO)
+        ended, _ = count_matching(SessionFilter())
         gen = session.scalar(text("UPDATE everyone SET gen = gen + 1 RETURNING gen"))
         if keep_session is not None:
             session.execute(
@@ -167,29 +169,27 @@ def revoke_users_matching(wanted: SessionFilter, actor: Actor, *, cause: str = "
         )
         ids = {"ids": user_ids}
         session.execute(text("SELECT FROM users WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE"), ids)
-        session.execute(
-            select(LoginSession.id)
-            .where(LoginSession.user_id.in_(user_ids), LoginSession.ended_at.is_(None))
-            .order_by(*LOCK_ORDER)
-            .with_for_update()
-        )
         session.execute(text("UPDATE users SET gen = gen + 1 WHERE id = ANY(:ids)"), ids)
         return _finish(revocation_id, actor, cause, "filter", "", "", None, ended or 0, wanted)
 
 
 def preview(wanted: SessionFilter, caller_session: str | None) -> Preview:
-    """What ending the sessions that match would hit."""
+    """What ending the sessions that match would hit. Of very many sessions and their users, an estimate."""
     wanted = replace(wanted, state="active")
-    here = literal_column("login_sessions.id::text") == (caller_session or "")
-    admin: ColumnElement[bool] = literal_column("'admin' = ANY (login_sessions.roles)")
-    query = select(
-        func.count(),
-        func.count(LoginSession.user_id.distinct()),
-        func.count(LoginSession.user_id.distinct()).filter(admin),
-        func.coalesce(func.bool_or(here), False),
-    ).where(*matches(wanted))
+    is_here = LoginSession.id == UUID(caller_session) if is_uuid(caller_session or "") else false()
+    is_admin: ColumnElement[bool] = LoginSession.roles.contains(["admin"])
+    users = func.count(LoginSession.user_id.distinct())
     with transaction() as session:
-        return Preview(*session.execute(query).one())
+        conditions = matches(wanted)
+        sessions, exact = (0, True) if wanted.whole_users else count_matching(wanted)
+        if exact:
+            includes_you = func.coalesce(func.bool_or(is_here), False)
+            query = select(func.count(), users, users.filter(is_admin), includes_you).where(*conditions)
+            return Preview(*session.execute(query).one())
+        admins = session.scalar(select(users).where(*conditions, is_admin)) or 0
+        mine = session.scalar(select(func.count()).where(*conditions, is_here))
+        of_users = expected_rows(select(LoginSession.user_id).where(*fits(wanted).conditions).distinct())
+        return Preview(sessions, max(of_users, admins), admins, bool(mine), exact=False)
 
 
 def confirm(

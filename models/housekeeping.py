@@ -1,7 +1,7 @@
 """Housekeeping: one thread a process; what only one of all processes may do is done by whoever gets the lock.
 
 Each process: watch the workers' leases, write what was seen, notice sign-ins for the event streams.
-One of all:   purge what is over, mark the rows of everyone's log-out, send the canary.
+One of all:   send the canary, take what has expired or ended to its shelf, purge what is over.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -21,6 +23,7 @@ from models.changes import Changes
 from models.database import db, transaction
 from models.login_session import note_seen
 from models.seen import Seen
+from models.shelves import read_shelves
 from models.worker import WorkerWatch, observe_workers
 
 log = logging.getLogger("lastcall")
@@ -88,18 +91,19 @@ class Housekeeper:
         seen = self._seen.take()
         if seen:
             note_seen(seen)
-        with transaction() as session:
-            mine = session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-            if mine:
-                _send_canary(fenced)
-                _mark_everyones_ends()
-                purge_once()
+        for task in (partial(_send_canary, fenced), *_TASKS):
+            with transaction() as session:  # each its own: a log-out of everyone waits for one of them at most
+                if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
+                    return
+                task()
 
     def _notice(self, fenced: set[str]) -> None:
         if not self._changes.streams:
             return
         with transaction() as session:
-            newest = session.scalar(text("SELECT max(created_at) FROM login_sessions"))
+            newest = session.scalar(
+                text("SELECT max(created_at) FROM login_sessions WHERE shelf = (SELECT gen FROM everyone)")
+            )
             workers = (tuple(session.scalars(text("SELECT id::text FROM workers ORDER BY id"))), frozenset(fenced))
         if newest != self._newest_session:
             self._newest_session = newest
@@ -127,26 +131,39 @@ def purge_once() -> dict[str, int]:
 
     A cutoff goes when its time is over and no token under an older generation is on record that could still live.
     """
-    cutoffs = _purge_cutoffs()
-    sessions = db.session.execute(
-        text("""
-            DELETE FROM login_sessions WHERE id IN (
-                SELECT id FROM login_sessions
-                WHERE expires_at < statement_timestamp() - make_interval(days => :days)
-                ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
-            )
-        """),
-        {"days": KEEP_SESSIONS_DAYS, "batch": BATCH},
-    )
-    attempts = db.session.execute(
-        text("""
-            DELETE FROM sign_in_attempts WHERE id IN (
-                SELECT id FROM sign_in_attempts WHERE tried_at < statement_timestamp() - interval '1 hour' LIMIT :batch
-            )
-        """),
-        {"batch": BATCH},
-    )
-    return {"cutoffs": cutoffs, "login_sessions": sessions.rowcount, "sign_in_attempts": attempts.rowcount}  # type: ignore[attr-defined]
+    return {
+        "cutoffs": _purge_cutoffs(),
+        "login_sessions": _purge_sessions(),
+        "sign_in_attempts": _purge_sign_in_attempts(),
+    }
+
+
+def _purge_sessions() -> int:
+    query = text("""
+        DELETE FROM login_sessions WHERE id IN (
+            SELECT id FROM login_sessions
+            WHERE shelf = ANY(:shelves) AND expires_at < statement_timestamp() - make_interval(days => :days)
+            LIMIT :batch FOR UPDATE SKIP LOCKED
+        ) RETURNING user_id
+    """)
+    values = {"shelves": read_shelves().all, "days": KEEP_SESSIONS_DAYS, "batch": BATCH}
+    gone = db.session.scalars(query, values).all()
+    if gone:
+        query = text("""
+            DELETE FROM former_names AS n WHERE user_id = ANY(:gone)
+            AND NOT EXISTS (SELECT FROM login_sessions AS s WHERE s.user_id = n.user_id)
+        """)
+        db.session.execute(query, {"gone": list(set(gone))})
+    return len(gone)
+
+
+def _purge_sign_in_attempts() -> int:
+    query = text("""
+        DELETE FROM sign_in_attempts WHERE id IN (
+            SELECT id FROM sign_in_attempts WHERE tried_at < statement_timestamp() - interval '1 hour' LIMIT :batch
+        )
+    """)
+    return int(db.session.execute(query, {"batch": BATCH}).rowcount)  # type: ignore[attr-defined]
 
 
 def _purge_cutoffs() -> int:
@@ -181,6 +198,20 @@ def _purge_cutoffs() -> int:
     )
 
 
+def _note_expiries() -> None:
+    """Take a batch of the sessions that have expired from the open shelf (models/shelves.py)."""
+    db.session.execute(
+        text("""
+            UPDATE login_sessions SET lapsed = TRUE WHERE id IN (
+                SELECT id FROM login_sessions
+                WHERE shelf = (SELECT gen FROM everyone) AND expires_at <= statement_timestamp()
+                LIMIT :batch FOR UPDATE SKIP LOCKED
+            )
+        """),
+        {"batch": BATCH},
+    )
+
+
 def _mark_everyones_ends() -> None:
     """Mark a batch of the rows that a log-out of everyone has ended: they count as ended already, this says why."""
     db.session.execute(
@@ -189,8 +220,7 @@ def _mark_everyones_ends() -> None:
                 ended_at = coalesce(r.created_at, clock_timestamp()), ended_scope = 'everyone',
                 ended_by = coalesce(r.actor_name, 'unknown'), end_reason = coalesce(r.reason, r.cause, 'log_out_all')
             FROM (
-                SELECT id, everyone_gen FROM login_sessions
-                WHERE ended_at IS NULL AND everyone_gen < (SELECT gen FROM everyone)
+                SELECT id, everyone_gen FROM login_sessions WHERE shelf = ANY(:shelves)
                 LIMIT :batch FOR UPDATE SKIP LOCKED
             ) AS old LEFT JOIN LATERAL (
                 SELECT * FROM revocations
@@ -198,7 +228,22 @@ def _mark_everyones_ends() -> None:
             ) AS r ON TRUE
             WHERE s.id = old.id
         """),
-        {"batch": BATCH},
+        {"shelves": read_shelves().left_behind, "batch": BATCH},
+    )
+
+
+def _mark_users_ends() -> None:
+    """The same for users; after a minute nobody is left who signed in while it happened."""
+    everybody = {"first": UUID(int=0), "last": UUID(int=2**128 - 1)}
+    db.session.execute(text("SELECT mark_unmarked_ends(:first, :last, :batch)"), {**everybody, "batch": BATCH})
+    db.session.execute(
+        text("""
+            DELETE FROM unmarked_ends AS e
+            WHERE ended_at < statement_timestamp() - interval '1 minute' AND NOT EXISTS (
+                SELECT FROM login_sessions AS s
+                WHERE s.user_id = e.user_id AND s.user_gen < e.gen AND (s.shelf >= 0 OR s.shelf < -1)
+            )
+        """)
     )
 
 
@@ -229,6 +274,16 @@ def _send_canary(fenced: set[str]) -> None:
             text("SELECT raise_cutoff('user', :canary, :gen, clock_timestamp() + interval '1 hour')"),
             {"canary": CANARY, "gen": (row.min_gen or 0) + 1},
         )
+
+
+_TASKS: tuple[Callable[[], object], ...] = (
+    _note_expiries,
+    _mark_everyones_ends,
+    _mark_users_ends,
+    _purge_cutoffs,
+    _purge_sessions,
+    _purge_sign_in_attempts,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,11 @@ def public_reason(scope: str, subject: str, session_id: str | None = None) -> st
     """
     query = text("""
         WITH own AS (
-            SELECT created_at, ended_at, end_reason FROM login_sessions WHERE id = CAST(:session_id AS uuid)
+            SELECT
+                s.created_at, coalesce(s.ended_at, e.ended_at) AS ended_at,
+                coalesce(s.end_reason, e.end_reason) AS end_reason
+            FROM login_sessions AS s LEFT JOIN unmarked_ends AS e ON e.user_id = s.user_id AND e.gen > s.user_gen
+            WHERE s.id = CAST(:session_id AS uuid) ORDER BY e.gen LIMIT 1
         )
         SELECT coalesce(
             (SELECT r.reason FROM own INNER JOIN revocations AS r ON r.reason = own.end_reason

@@ -310,6 +310,7 @@ def _prolong(
         "user_gen": user.user_gen,
         "everyone_gen": user.everyone_gen,
         "last_seen_at": row.now,
+        "lapsed": False,  # the clock may have stepped back
     }
     sets = ", ".join(f"{name} = :{name}" for name in values)
     db.session.execute(

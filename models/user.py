@@ -16,8 +16,9 @@ from models.audit import Actor
 from models.cursor import read_cursor, write_cursor
 from models.database import Base, db, position_of_transaction, say, transaction
 from models.errors import Conflict, NotFound
-from models.login_session import LoginSession, count_active, is_active
+from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
+from models.session_list import count_active
 
 ADMIN = "admin"
 _ADMINS_LOCK = 7_530_002

@@ -125,7 +125,8 @@ def _prepare(settings: Settings) -> str | None:
 
 def _invent_sessions(settings: Settings, sessions: int) -> None:
     from models import demo
-    from models.login_session import SessionFilter, list_sessions
+    from models.session_filter import SessionFilter
+    from models.session_list import list_sessions
 
     with create_app(settings).app_context():
         missing = sessions - list_sessions(SessionFilter(), limit=1).total

@@ -22,7 +22,8 @@ from models import user as users
 from models.audit import Actor as Who
 from models.database import db
 from models.errors import RefreshRejected, WrongCredentials
-from models.login_session import SessionFilter, list_sessions
+from models.session_filter import SessionFilter
+from models.session_list import list_sessions
 from models.sign_in import ClientInfo, RefreshReused, Tokens
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT

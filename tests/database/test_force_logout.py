@@ -13,7 +13,8 @@ from models import force_logout, sign_in
 from models.audit import Actor as Who
 from models.errors import NotFound
 from models.force_logout import Receipt, confirm
-from models.login_session import SessionFilter, list_sessions
+from models.session_filter import SessionFilter
+from models.session_list import list_sessions
 from models.sign_in import ClientInfo, Tokens
 from models.user import create_user, delete_user, was_ever
 from models.worker import WorkerWatch, list_workers, observe_workers

@@ -36,7 +36,7 @@ from models import force_logout, passwords, sign_in
 from models import user as users
 from models.errors import Conflict, NotFound, RefreshRejected
 from models.housekeeping import purge
-from models.login_session import SessionFilter
+from models.session_filter import SessionFilter
 from models.sign_in import RefreshReused
 from tests.database.story_bench import (
     key_ring,

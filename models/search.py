@@ -1,0 +1,127 @@
+"""What a person types into a search box: which users, clients and addresses may be meant. Knows nothing of lists.
+
+Sessions are then found by these, which are indexed: an index of parts of words on the sessions themselves would cost
+each sign-in and refresh.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models.database import db
+
+MOST_USERS, MOST_CLIENTS = 1000, 200
+"""Who finds more has found what is common: then it is quicker to read the list and to look at each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Users by what they are called now, and by what they were called while they had sessions."""
+
+    now: list[UUID]
+    before: list[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """What a search text may mean. `users` or `clients` is None when there are too many to name."""
+
+    users: Named | None
+    clients: list[str] | None
+    addresses: list[tuple[str, str]]
+
+
+def named(name: str) -> Named:
+    """Who is, or was, called this, in any case. Within a transaction under way."""
+    query = text("""
+        SELECT TRUE AS now, id FROM users WHERE lower(username) = lower(:name)
+        UNION ALL SELECT FALSE, user_id FROM former_names WHERE lower(username) = lower(:name)
+    """)
+    rows = db.session.execute(query, {"name": name}).all()
+    return Named([user_id for now, user_id in rows if now], [user_id for now, user_id in rows if not now])
+
+
+def meant_by(searched: str) -> Meant:
+    """Users and clients with this in their name, addresses that begin with it. Within a transaction under way."""
+    query = text("""
+        WITH RECURSIVE clients AS (
+            (SELECT client_id FROM login_sessions ORDER BY client_id LIMIT 1)
+            UNION ALL
+            SELECT (SELECT s.client_id FROM login_sessions AS s WHERE s.client_id > c.client_id
+                    ORDER BY s.client_id LIMIT 1)
+            FROM clients AS c WHERE c.client_id IS NOT NULL
+        )
+        (SELECT 'now' AS kind, id::text AS found FROM users WHERE username ILIKE :pattern LIMIT :most_users)
+        UNION ALL
+        (SELECT 'before', user_id::text FROM former_names WHERE username ILIKE :pattern LIMIT :most_users)
+        UNION ALL
+        (SELECT CASE WHEN client_id ILIKE :pattern THEN 'client' ELSE 'other client' END, client_id FROM clients
+         WHERE client_id IS NOT NULL LIMIT :most_clients)
+    """)
+    values = {"pattern": f"%{escaped(searched)}%", "most_users": MOST_USERS + 1, "most_clients": MOST_CLIENTS + 1}
+    rows = db.session.execute(query, values).all()
+    users = Named(*([UUID(found) for kind, found in rows if kind == wanted] for wanted in ("now", "before")))
+    return Meant(
+        users if max(len(users.now), len(users.before)) <= MOST_USERS else None,
+        [found for kind, found in rows if kind == "client"]
+        if sum("client" in kind for kind, _ in rows) <= MOST_CLIENTS
+        else None,
+        list(address_ranges(searched)),
+    )
+
+
+def escaped(searched: str) -> str:
+    """For LIKE: %, _ and \\ stand for themselves."""
+    return searched.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def address_ranges(beginning: str) -> Iterator[tuple[str, str]]:
+    """The first and the last address of each range whose addresses begin like this: `10.1` is 10.1.0.0 to
+    10.1.255.255, 10.10.0.0 to 10.19.255.255, and 10.100.0.0 to 10.199.255.255."""
+    try:
+        if ":" not in beginning:
+            yield from _ranges(beginning, ".", 10, 8, 4)
+        elif "::" not in beginning.removesuffix("::"):
+            yield from _ranges(beginning.replace("::", ":0:"), ":", 16, 16, 8)
+        else:
+            whole = str(ipaddress.IPv6Address(beginning))
+            yield whole, whole
+    except ValueError:
+        return  # it is a name
+
+
+def _ranges(beginning: str, separator: str, base: int, bits: int, groups: int) -> Iterator[tuple[str, str]]:
+    *whole, last = beginning.split(separator)
+    if len(whole) >= groups or not (whole or last):
+        return
+    prefix = 0
+    for group in whole:
+        prefix = prefix << bits | _number(group, base, bits)
+    rest = bits * (groups - len(whole) - 1)
+    address = ipaddress.IPv4Address if separator == "." else ipaddress.IPv6Address
+    spans = _numbers_like(_number(last, base, bits), base, 2**bits) if last else [(0, 2**bits - 1)]
+    for low, high in spans:
+        first, after = (prefix << bits | low) << rest, ((prefix << bits | high) + 1) << rest
+        yield str(address(first)), str(address(after - 1))
+
+
+def _numbers_like(number: int, base: int, end: int) -> Iterator[tuple[int, int]]:
+    """The numbers below `end` whose digits begin with those of `number`, as ranges."""
+    low, high = number, number
+    while low < end:
+        yield low, min(high, end - 1)
+        if number == 0:
+            return
+        low, high = low * base, high * base + base - 1
+
+
+def _number(group: str, base: int, bits: int) -> int:
+    """Raises ValueError for what is no part of an address."""
+    if not (group.isascii() and group.isalnum()) or (number := int(group, base)) >= 2**bits:
+        raise ValueError(group)
+    return number

@@ -1,0 +1,133 @@
+"""Which sessions are meant: the filters of the list, as conditions on rows whose columns are indexed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ARRAY, ColumnElement, Uuid, and_, any_, cast, false, literal, or_, select
+from sqlalchemy.dialects.postgresql import INET
+
+from models.login_session import LoginSession, is_active
+from models.search import Meant, Named, escaped, meant_by, named
+
+Conditions = list[ColumnElement[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """Which sessions: every part that is given must fit.
+
+    `user` is a name or an id, as a person types it; `q` is a part of a name or a client, or how an address begins; `ip`
+    is an address or a network; `whole_users` widens what was found to all sessions of the users found.
+    """
+
+    user: str | None = None
+    q: str | None = None
+    role: str | None = None
+    client: str | None = None
+    ip: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    state: str = "active"
+    user_id: str | None = None
+    session_id: str | None = None
+    whole_users: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in given.items()
+            if value is not None and value is not False
+        }
+
+
+def matches(wanted: SessionFilter) -> Conditions:
+    """The conditions of the active sessions that fit. Within a transaction under way."""
+    if wanted.whole_users:
+        found = select(LoginSession.user_id).where(*matches(replace(wanted, whole_users=False)))
+        return [is_active(), LoginSession.user_id.in_(found)]
+    return [is_active(), *fits(wanted).conditions]
+
+
+class Fit(NamedTuple):
+    """The conditions of a filter, whatever the state; and what finds the rows: an index `in order` of their sign-in,
+    `an index`, or `no index`."""
+
+    conditions: Conditions
+    found_by: str
+
+
+def fits(wanted: SessionFilter) -> Fit:
+    """Within a transaction under way."""
+    conditions: Conditions = []
+    found_by = "in order" if wanted.q is wanted.role is wanted.ip is None else "an index"
+    if wanted.user_id is not None:
+        conditions.append(LoginSession.user_id == UUID(wanted.user_id))
+    if wanted.session_id is not None:
+        conditions.append(LoginSession.id == UUID(wanted.session_id))
+    if wanted.user is not None:
+        conditions.append(_is_user(wanted.user))
+    if wanted.q:
+        meant = meant_by(wanted.q)
+        conditions.append(_is_meant_by(wanted.q, meant))
+        if meant.users is None or meant.clients is None:
+            found_by = "no index"
+    if wanted.role is not None:
+        conditions.append(LoginSession.roles.contains([wanted.role]))
+    if wanted.client is not None:
+        conditions.append(LoginSession.client_id == wanted.client)
+    if wanted.ip is not None:
+        network = cast(wanted.ip, INET)
+        conditions.append(
+            or_(LoginSession.ip.op("<<=")(network), and_(_HAS_MOVED, LoginSession.last_ip.op("<<=")(network)))
+        )
+    if wanted.since is not None:
+        conditions.append(LoginSession.created_at >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(LoginSession.created_at < wanted.until)
+    return Fit(conditions, found_by)
+
+
+# As the index login_sessions_by_last_ip says it.
+_HAS_MOVED = LoginSession.last_ip.is_distinct_from(LoginSession.ip)
+
+
+def _is_user(name_or_id: str) -> ColumnElement[bool]:
+    users = named(name_or_id)
+    try:
+        users.now.append(UUID(name_or_id))
+    except ValueError:
+        pass
+    return _is_named(users, escaped(name_or_id))
+
+
+def _is_meant_by(searched: str, meant: Meant) -> ColumnElement[bool]:
+    pattern = f"%{escaped(searched)}%"
+    ways = [LoginSession.username.ilike(pattern) if meant.users is None else _is_named(meant.users, pattern)]
+    if meant.clients is None:
+        ways.append(LoginSession.client_id.ilike(pattern))
+    elif meant.clients:
+        ways.append(LoginSession.client_id == any_(literal(meant.clients)))
+    for first, last in meant.addresses:
+        ways.append(LoginSession.ip.between(cast(first, INET), cast(last, INET)))
+        ways.append(and_(_HAS_MOVED, LoginSession.last_ip.between(cast(first, INET), cast(last, INET))))
+    return or_(*ways)
+
+
+def _is_named(users: Named, pattern: str) -> ColumnElement[bool]:
+    """Who is called so now, with all his sessions; who was, with those of that time."""
+    ways = [is_one_of(users.now)] if users.now else []
+    if users.before:
+        ways.append(and_(is_one_of(users.before), LoginSession.username.ilike(pattern)))
+    return or_(*ways) if ways else false()
+
+
+def is_one_of(users: list[UUID]) -> ColumnElement[bool]:
+    """One by `=`, which leaves the order of his index to the list."""
+    if len(users) == 1:
+        return LoginSession.user_id == users[0]
+    return LoginSession.user_id == any_(cast(users, ARRAY(Uuid)))

@@ -1,0 +1,103 @@
+"""Where sessions of a state are found: the shelves of `login_sessions.shelf`, each of which an index holds in order.
+
+A log-out of everyone leaves a whole shelf behind, and a user's puts him on `unmarked_ends`: both at once, whatever the
+number of rows. The housekeeping takes the rows to their shelves, in batches; here is what holds meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, func, not_, text
+
+from models.database import db
+from models.login_session import IS_BEHIND, LoginSession
+from models.session_filter import Conditions, is_one_of
+
+ENDED = -1
+MOST_USERS = 1000
+"""With more users whose ends are not marked (a log-out of all whom a filter found) the planner does what it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelves:
+    """Which shelves there are in this snapshot, and what is on one that belongs on another."""
+
+    open: int
+    all: list[int]
+    has_expired: bool
+    """There are sessions on the open shelf that have expired."""
+    users: list[UUID]
+    """Users some of whose sessions may have ended, and have not been marked."""
+    rows: int
+    """About how many rows there are on all shelves."""
+
+    @property
+    def lapsed(self) -> int:
+        return -2 - self.open
+
+    @property
+    def left_behind(self) -> list[int]:
+        """By log-outs of everyone."""
+        return [shelf for shelf in self.all if shelf not in (self.open, self.lapsed, ENDED)]
+
+
+def read_shelves() -> Shelves:
+    """Within a transaction under way."""
+    query = text("""
+        WITH RECURSIVE shelves AS (
+            (SELECT shelf FROM login_sessions ORDER BY shelf LIMIT 1)
+            UNION ALL
+            SELECT (SELECT s.shelf FROM login_sessions AS s WHERE s.shelf > shelves.shelf ORDER BY s.shelf LIMIT 1)
+            FROM shelves WHERE shelf IS NOT NULL
+        )
+        SELECT
+            e.gen, ARRAY(SELECT shelf FROM shelves WHERE shelf IS NOT NULL),
+            EXISTS (SELECT FROM login_sessions WHERE shelf = e.gen AND expires_at <= now()),
+            ARRAY(SELECT DISTINCT user_id FROM unmarked_ends LIMIT :most),
+            (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'login_sessions'::regclass)
+        FROM everyone AS e
+    """)
+    return Shelves(*db.session.execute(query, {"most": MOST_USERS + 1}).one())
+
+
+def places_of(state: str, shelves: Shelves) -> list[Conditions]:
+    """What holds for the sessions of a state, shelf by shelf: none is in two places."""
+    ended, expired = _has_ended(shelves), LoginSession.expires_at <= func.now()
+    stands = [not_(ended)] if ended is not None else []
+    if state == "active":
+        return [[_on(shelves.open), *stands, *([not_(expired)] if shelves.has_expired else [])]]
+    if state == "expired":
+        waiting = [[_on(shelves.open), expired, *stands]] if shelves.has_expired else []
+        return [[_on(shelves.lapsed), *stands], *waiting]
+    if state == "ended":
+        waiting = [[_on(shelf), ended] for shelf in (shelves.open, shelves.lapsed)] if ended is not None else []
+        return [*([_on(shelf)] for shelf in (ENDED, *shelves.left_behind)), *waiting]
+    return [[_on(shelf)] for shelf in shelves.all or [shelves.open]]
+
+
+def sums_of(state: str, shelves: Shelves) -> tuple[list[Conditions], list[Conditions]]:
+    """The same for counting: these places, less those. An index alone tells how many stand on a shelf, and who does
+    not belong there is few."""
+    ended, expired = _has_ended(shelves), LoginSession.expires_at <= func.now()
+    if state == "active":
+        over = [[_on(shelves.open), expired]] if shelves.has_expired else []
+        if ended is not None:
+            over.append([_on(shelves.open), ended, not_(expired)])
+        return [[_on(shelves.open)]], over
+    if state == "expired":
+        over = [[_on(shelves.lapsed), ended]] if ended is not None else []
+        return [[_on(shelves.lapsed)], *places_of(state, shelves)[1:]], over
+    return places_of(state, shelves), []
+
+
+def _on(shelf: int) -> ColumnElement[bool]:
+    return LoginSession.shelf == shelf
+
+
+def _has_ended(shelves: Shelves) -> ColumnElement[bool] | None:
+    """On the open shelf or the lapsed one."""
+    if not shelves.users:
+        return None
+    return and_(is_one_of(shelves.users), IS_BEHIND) if len(shelves.users) <= MOST_USERS else IS_BEHIND

@@ -1,0 +1,233 @@
+"""The list of sessions reads indices: EXPLAIN of every query of every filter, order and state, on 60,000 sessions.
+
+Counts are exact up to 500 here, which is to 50,000 live sessions what 10,000 is to a million.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from flask import Flask
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+
+from bench import crowd
+from models import force_logout, session_list
+from models.audit import Actor as Who
+from models.database import db, transaction
+from models.session_filter import SessionFilter
+from models.session_list import SORTS, STATES, list_sessions
+from settings import from_environment
+from tests.conftest import FAST_ENVIRONMENT, TEMPLATE, running_app
+from tests.database.conftest import one
+from tools.postgres import EmbeddedPostgres
+
+LIVE, EXACTLY_TO = 50_000, 500
+MOST_ROWS = 4_000
+"""How many rows of `login_sessions` all queries of one page may look at: of 60,000."""
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "user": {"user": "{name}"},
+    "user, by id": {"user": "{user_id}"},
+    "nobody": {"user": "nobody"},
+    "q, a rare name": {"q": crowd.RARE_NAME},
+    "q, many names": {"q": crowd.COMMON_NAME},
+    "q, a client": {"q": crowd.CLIENT},
+    "q, an address": {"q": "10.1.7"},
+    "q, nothing": {"q": "there is no such thing"},
+    "role, common": {"role": crowd.COMMON_ROLE},
+    "role, rare": {"role": crowd.RARE_ROLE},
+    "role, nobody's": {"role": "nobody's"},
+    "client": {"client": crowd.CLIENT},
+    "client, nobody's": {"client": "nobody's"},
+    "ip, an address": {"ip": "{ip}"},
+    "ip, a network": {"ip": crowd.NETWORK},
+    "ip, half of all": {"ip": "10.0.0.0/9"},
+    "ip, nobody's": {"ip": "203.0.113.0/24"},
+    "since": {"since": "{moment}"},
+    "until": {"until": "{moment}"},
+}
+
+
+@pytest.fixture(scope="module")
+def template(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database with a crowd in it, to be copied."""
+    crowd.fill(postgres.create_database("crowd", TEMPLATE), LIVE)
+    yield "crowd"
+    postgres.drop_database("crowd")
+
+
+@contextmanager
+def app_among(postgres: EmbeddedPostgres, template: str, name: str, signing_key: str, folder: Path) -> Iterator[Flask]:
+    url = postgres.create_database(name, template)
+    environment = {"DATABASE_URL": url, "LASTCALL_SIGNING_KEY": signing_key, "LASTCALL_DATA_DIR": str(folder)}
+    with running_app(from_environment({**FAST_ENVIRONMENT, **environment})) as app:
+        yield app
+    postgres.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def crowded(
+    postgres: EmbeddedPostgres, template: str, signing_key: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Flask]:
+    with app_among(postgres, template, "crowded", signing_key, tmp_path_factory.mktemp("crowded")) as app:
+        yield app
+
+
+@contextmanager
+def within(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
+    monkeypatch.setattr(session_list, "COUNT_EXACTLY_TO", EXACTLY_TO)
+    url = app.extensions["lastcall_server"].settings.database_url
+    with app.app_context(), psycopg.connect(url, autocommit=True) as psql:
+        yield psql
+
+
+@pytest.fixture
+def crowd_psql(crowded: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
+    with within(crowded, monkeypatch) as psql:
+        yield psql
+
+
+@pytest.fixture
+def ending_psql(
+    postgres: EmbeddedPostgres, template: str, signing_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection]:
+    """For who ends sessions: a crowd of his own."""
+    with (
+        app_among(postgres, template, "crowd_that_ends", signing_key, tmp_path) as app,
+        within(app, monkeypatch) as psql,
+    ):
+        yield psql
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """What is sent to the database, with its parameters."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def looks_at_few(psql: psycopg.Connection, wanted: SessionFilter, **options: Any) -> session_list.SessionPage:
+    """Read a page, and every plan of its queries."""
+    with statements() as sent:
+        page = list_sessions(wanted, **options)
+    looked_at = 0
+    for statement, parameters in sent:
+        if "login_sessions" not in statement or statement.startswith("EXPLAIN"):
+            continue
+        plan = one(psql, "EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters)[0]["Plan"]
+        for node in nodes(plan):
+            rows = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+            told = f"{node['Node Type']} of {rows:g} rows in {statement}\n{parameters}\n{plan}"
+            if node.get("Relation Name") == "login_sessions":
+                assert node["Node Type"] != "Seq Scan", told
+                looked_at += rows
+            assert "Sort" not in node["Node Type"] or rows <= EXACTLY_TO + 1, told
+            if node["Node Type"] == "Bitmap Index Scan" and node["Index Name"].startswith("login_sessions"):
+                assert rows <= 2 * EXACTLY_TO, told
+    assert looked_at <= MOST_ROWS, f"{looked_at:g} rows were looked at: {[statement for statement, _ in sent]}"
+    return page
+
+
+def wanted_by(psql: psycopg.Connection, given: dict[str, Any]) -> SessionFilter:
+    row = psql.execute(
+        "SELECT username, user_id::text, host(ip), created_at FROM login_sessions WHERE shelf = 0"
+        " ORDER BY created_at OFFSET 25000 LIMIT 1"
+    ).fetchone()
+    assert row is not None
+    known = dict(zip(("{name}", "{user_id}", "{ip}", "{moment}"), row, strict=True))
+    return SessionFilter(**{name: known.get(value, value) for name, value in given.items()})
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_is_found_by_an_index_on_each_page(crowd_psql: psycopg.Connection, name: str) -> None:
+    wanted = wanted_by(crowd_psql, FILTERS[name])
+    first = looks_at_few(crowd_psql, wanted)
+    if first.next:
+        second = looks_at_few(crowd_psql, wanted, cursor=first.next)
+        assert not {item.session_id for item in first.items} & {item.session_id for item in second.items}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("sort", ["username", "-last_seen_at"])
+def test_a_filter_is_found_by_an_index_in_any_order(crowd_psql: psycopg.Connection, name: str, sort: str) -> None:
+    looks_at_few(crowd_psql, wanted_by(crowd_psql, FILTERS[name]), sort=sort)
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("state", STATES)
+def test_each_state_is_read_in_each_order_wherever_the_page_lies(
+    crowd_psql: psycopg.Connection, state: str, sort: str
+) -> None:
+    cursor = None
+    for _ in range(15):  # far in
+        cursor = list_sessions(SessionFilter(state=state), sort=sort, limit=200, cursor=cursor).next
+    looks_at_few(crowd_psql, SessionFilter(state=state), sort=sort)
+    looks_at_few(crowd_psql, SessionFilter(state=state), sort=sort, cursor=cursor)
+
+
+def test_totals_are_exact_up_to_the_limit_and_near_beyond_it(crowd_psql: psycopg.Connection) -> None:
+    rare, all_of = SessionFilter(q=crowd.RARE_NAME), SessionFilter()
+    count = "SELECT count(*) FROM login_sessions WHERE shelf = 0"
+    with transaction():
+        few, many = session_list.count_matching(rare), session_list.count_matching(all_of)
+    assert few == (one(crowd_psql, count + " AND username LIKE %s", (f"%{crowd.RARE_NAME}%",)), True)
+    assert not many[1] and many[0] == pytest.approx(one(crowd_psql, count), rel=0.1)
+
+
+def test_a_preview_of_very_many_is_near_and_one_of_few_is_exact(crowd_psql: psycopg.Connection) -> None:
+    count = "SELECT count(*), count(DISTINCT user_id) FROM login_sessions WHERE shelf = 0"
+    of_all = force_logout.preview(SessionFilter(), None)
+    sessions, users = crowd_psql.execute(count).fetchone() or (0, 0)
+    assert not of_all.exact and (of_all.sessions, of_all.users) == pytest.approx((sessions, users), rel=0.25)
+    of_few = force_logout.preview(SessionFilter(role=crowd.RARE_ROLE), None)
+    assert of_few.exact
+    assert (of_few.sessions, of_few.users) == crowd_psql.execute(
+        count + f" AND '{crowd.RARE_ROLE}' = ANY(roles)"
+    ).fetchone()
+
+
+@pytest.mark.parametrize("act", ["user", "everyone"])
+def test_what_has_just_ended_and_is_not_marked_yet_costs_no_more(ending_psql: psycopg.Connection, act: str) -> None:
+    root = Who("root", reason="enough")
+    user_id = str(one(ending_psql, "SELECT user_id FROM login_sessions WHERE shelf >= 0 LIMIT 1"))
+    if act == "user":
+        crowd.add_sessions(ending_psql, [user_id], 450)
+        ended = force_logout.revoke_user(UUID(user_id), root).sessions_ended
+        assert (
+            one(ending_psql, "SELECT count(*) FROM login_sessions WHERE shelf >= 0 AND user_id = %s", (user_id,)) > 300
+        )
+        assert looks_at_few(ending_psql, SessionFilter(user_id=user_id)).total == 0
+        page = looks_at_few(ending_psql, SessionFilter(user_id=user_id, state="ended"))
+        assert page.total >= ended >= 450
+    else:
+        force_logout.revoke_everyone(root)
+        assert looks_at_few(ending_psql, SessionFilter()).total == 0
+        page = looks_at_few(ending_psql, SessionFilter(state="ended"))
+        assert page.total > 0.9 * LIVE
+    assert ("ended", "root", "enough") in {(item.state, item.ended_by, item.end_reason) for item in page.items}
+    for wanted in (SessionFilter(), SessionFilter(state="ended"), SessionFilter(state="all")):
+        looks_at_few(ending_psql, wanted)
+        looks_at_few(ending_psql, replace(wanted, client=crowd.CLIENT), sort="username")
