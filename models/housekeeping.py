@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from uuid import UUID
 
 from sqlalchemy import text
 
@@ -23,7 +22,7 @@ from models.changes import Changes
 from models.database import db, transaction
 from models.login_session import note_seen
 from models.seen import Seen
-from models.shelves import read_shelves
+from models.shelves import mark_everyones_ends, mark_users_ends, read_shelves, take_the_expired_away
 from models.worker import WorkerWatch, observe_workers
 
 log = logging.getLogger("lastcall")
@@ -91,7 +90,8 @@ class Housekeeper:
         seen = self._seen.take()
         if seen:
             note_seen(seen)
-        for task in (partial(_send_canary, fenced), *_TASKS):
+        tasks: list[Callable[[], object]] = [partial(_send_canary, fenced), *_TASKS]
+        for task in tasks:
             with transaction() as session:  # each its own: a log-out of everyone waits for one of them at most
                 if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
                     return
@@ -198,55 +198,6 @@ def _purge_cutoffs() -> int:
     )
 
 
-def _note_expiries() -> None:
-    """Take a batch of the sessions that have expired from the open shelf (models/shelves.py)."""
-    db.session.execute(
-        text("""
-            UPDATE login_sessions SET lapsed = TRUE WHERE id IN (
-                SELECT id FROM login_sessions
-                WHERE shelf = (SELECT gen FROM everyone) AND expires_at <= statement_timestamp()
-                LIMIT :batch FOR UPDATE SKIP LOCKED
-            )
-        """),
-        {"batch": BATCH},
-    )
-
-
-def _mark_everyones_ends() -> None:
-    """Mark a batch of the rows that a log-out of everyone has ended: they count as ended already, this says why."""
-    db.session.execute(
-        text("""
-            UPDATE login_sessions AS s SET
-                ended_at = coalesce(r.created_at, clock_timestamp()), ended_scope = 'everyone',
-                ended_by = coalesce(r.actor_name, 'unknown'), end_reason = coalesce(r.reason, r.cause, 'log_out_all')
-            FROM (
-                SELECT id, everyone_gen FROM login_sessions WHERE shelf = ANY(:shelves)
-                LIMIT :batch FOR UPDATE SKIP LOCKED
-            ) AS old LEFT JOIN LATERAL (
-                SELECT * FROM revocations
-                WHERE scope = 'everyone' AND min_gen > old.everyone_gen ORDER BY min_gen LIMIT 1
-            ) AS r ON TRUE
-            WHERE s.id = old.id
-        """),
-        {"shelves": read_shelves().left_behind, "batch": BATCH},
-    )
-
-
-def _mark_users_ends() -> None:
-    """The same for users; after a minute nobody is left who signed in while it happened."""
-    everybody = {"first": UUID(int=0), "last": UUID(int=2**128 - 1)}
-    db.session.execute(text("SELECT mark_unmarked_ends(:first, :last, :batch)"), {**everybody, "batch": BATCH})
-    db.session.execute(
-        text("""
-            DELETE FROM unmarked_ends AS e
-            WHERE ended_at < statement_timestamp() - interval '1 minute' AND NOT EXISTS (
-                SELECT FROM login_sessions AS s
-                WHERE s.user_id = e.user_id AND s.user_gen < e.gen AND (s.shelf >= 0 OR s.shelf < -1)
-            )
-        """)
-    )
-
-
 def _send_canary(fenced: set[str]) -> None:
     """Every 10 s an invented user is signed out, and every live worker must refuse him within a second.
 
@@ -277,9 +228,9 @@ def _send_canary(fenced: set[str]) -> None:
 
 
 _TASKS: tuple[Callable[[], object], ...] = (
-    _note_expiries,
-    _mark_everyones_ends,
-    _mark_users_ends,
+    partial(take_the_expired_away, BATCH),
+    partial(mark_everyones_ends, BATCH),
+    partial(mark_users_ends, BATCH),
     _purge_cutoffs,
     _purge_sessions,
     _purge_sign_in_attempts,

@@ -101,3 +101,52 @@ def _has_ended(shelves: Shelves) -> ColumnElement[bool] | None:
     if not shelves.users:
         return None
     return and_(is_one_of(shelves.users), IS_BEHIND) if len(shelves.users) <= MOST_USERS else IS_BEHIND
+
+
+def take_the_expired_away(at_most: int) -> None:
+    """To the shelf of the lapsed. Within a transaction under way, as all that follows."""
+    db.session.execute(
+        text("""
+            UPDATE login_sessions SET lapsed = TRUE WHERE id IN (
+                SELECT id FROM login_sessions
+                WHERE shelf = (SELECT gen FROM everyone) AND expires_at <= statement_timestamp()
+                LIMIT :at_most FOR UPDATE SKIP LOCKED
+            )
+        """),
+        {"at_most": at_most},
+    )
+
+
+def mark_everyones_ends(at_most: int) -> None:
+    """Mark rows that a log-out of everyone has ended: they count as ended already, this says why."""
+    db.session.execute(
+        text("""
+            UPDATE login_sessions AS s SET
+                ended_at = coalesce(r.created_at, clock_timestamp()), ended_scope = 'everyone',
+                ended_by = coalesce(r.actor_name, 'unknown'), end_reason = coalesce(r.reason, r.cause, 'log_out_all')
+            FROM (
+                SELECT id, everyone_gen FROM login_sessions WHERE shelf = ANY(:shelves)
+                LIMIT :at_most FOR UPDATE SKIP LOCKED
+            ) AS old LEFT JOIN LATERAL (
+                SELECT * FROM revocations
+                WHERE scope = 'everyone' AND min_gen > old.everyone_gen ORDER BY min_gen LIMIT 1
+            ) AS r ON TRUE
+            WHERE s.id = old.id
+        """),
+        {"shelves": read_shelves().left_behind, "at_most": at_most},
+    )
+
+
+def mark_users_ends(at_most: int) -> None:
+    """The same for users; after a minute nobody is left who signed in while it happened."""
+    everybody = {"first": UUID(int=0), "last": UUID(int=2**128 - 1)}
+    db.session.execute(text("SELECT mark_unmarked_ends(:first, :last, :at_most)"), {**everybody, "at_most": at_most})
+    db.session.execute(
+        text("""
+            DELETE FROM unmarked_ends AS e
+            WHERE ended_at < statement_timestamp() - interval '1 minute' AND NOT EXISTS (
+                SELECT FROM login_sessions AS s
+                WHERE s.user_id = e.user_id AND s.user_gen < e.gen AND (s.shelf >= 0 OR s.shelf < -1)
+            )
+        """)
+    )
