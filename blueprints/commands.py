@@ -108,7 +108,7 @@ def create_admin(username: str | None, named: str | None, password_stdin: bool) 
 
 
 @click.option("--user", help="Name or id.")
-@click.option("--q", help="Part of a name, an address or a client.")
+@click.option("--q", help="Part of a name or a client, or how an address begins.")
 @click.option("--role")
 @click.option("--client")
 @click.option("--ip", help="An address or a network such as 10.0.0.0/8.")

@@ -45,6 +45,17 @@ def test_applying_the_schema_again_changes_nothing(psql: psycopg.Connection, dat
     assert (objects(psql), rows(psql)) == before
 
 
+def test_a_database_from_before_the_shelves_gets_them(psql: psycopg.Connection, database_url: str) -> None:
+    after = objects(psql)
+    add_session(psql, add_user(psql, "alice"), ended_at=one(psql, "SELECT now()"))
+    psql.execute("ALTER TABLE login_sessions DROP COLUMN shelf, DROP COLUMN lapsed")
+    psql.execute("DROP TABLE unmarked_ends, former_names")
+    psql.execute("CREATE INDEX login_sessions_newest ON login_sessions (created_at DESC, id DESC)")
+    apply_schema(database_url)
+    assert objects(psql) == after
+    assert one(psql, "SELECT shelf FROM login_sessions") == -1
+
+
 def test_four_can_apply_the_schema_to_an_empty_database_at_once(postgres: EmbeddedPostgres, database_url: str) -> None:
     url = postgres.create_database("empty")
     try:
