@@ -185,6 +185,8 @@ CREATE INDEX IF NOT EXISTS login_sessions_by_name ON login_sessions (shelf, user
 -- One user's sessions, and the sessions of one client, in the list's own order.
 CREATE INDEX IF NOT EXISTS login_sessions_by_user ON login_sessions (user_id, shelf, created_at, id);
 CREATE INDEX IF NOT EXISTS login_sessions_by_client ON login_sessions (client_id, shelf, created_at, id);
+-- The last moment one of a user's tokens can be alive.
+CREATE INDEX IF NOT EXISTS login_sessions_by_token ON login_sessions (user_id, token_expires_at);
 -- Who is in from this address, or from this network? Most sessions stay where they began: the second one is small.
 CREATE INDEX IF NOT EXISTS login_sessions_by_ip ON login_sessions (ip);
 CREATE INDEX IF NOT EXISTS login_sessions_by_last_ip ON login_sessions (last_ip) WHERE last_ip IS DISTINCT FROM ip;
@@ -294,21 +296,31 @@ CREATE OR REPLACE FUNCTION cut_off_user(cut_user uuid, name text, generation big
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     ended bigint := 0;
-    -- Of anyone's tokens: the end of an index. Of his alone, each of his sessions would have to be looked at.
-    expires timestamptz := cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions));
+    moment timestamptz := clock_timestamp();
+    expires timestamptz := cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions WHERE user_id = cut_user));
+    who text := coalesce(said('actor_name'), 'database role ' || session_user);
+    why text := coalesce(said('reason'), new_cause);
+    -- What an earlier end has ended, and nobody has marked yet, is not ended by this one.
+    before bigint := coalesce((SELECT max(e.gen) FROM unmarked_ends AS e WHERE e.user_id = cut_user), 0);
 BEGIN
     PERFORM raise_cutoff('user', cut_user::text, generation, expires);
     IF said('revocation_id') IS NULL THEN
         SELECT count(*) INTO ended FROM login_sessions AS s
-        WHERE s.user_id = cut_user AND s.shelf = (SELECT gen FROM everyone) AND s.user_gen < generation
-            AND s.user_gen >= coalesce((SELECT max(e.gen) FROM unmarked_ends AS e WHERE e.user_id = cut_user), 0)
-            AND s.expires_at > clock_timestamp() AND s.id::text IS DISTINCT FROM said('keep_session');
+        WHERE s.user_id = cut_user AND s.shelf = (SELECT gen FROM everyone)
+            AND s.user_gen < generation AND s.user_gen >= before
+            AND s.expires_at > moment AND s.id::text IS DISTINCT FROM said('keep_session');
     END IF;
-    INSERT INTO unmarked_ends (user_id, gen, ended_by, end_reason) VALUES (
-        cut_user, generation, coalesce(said('actor_name'), 'database role ' || session_user),
-        coalesce(said('reason'), new_cause)
-    ) ON CONFLICT DO NOTHING;
-    PERFORM mark_unmarked_ends(cut_user, cut_user, 100);
+    INSERT INTO unmarked_ends (user_id, gen, ended_at, ended_by, end_reason)
+    VALUES (cut_user, generation, moment, who, why) ON CONFLICT DO NOTHING;
+    -- Whoever holds one of these rows is not waited for: two who end sessions at once would deadlock.
+    UPDATE login_sessions AS s SET ended_at = moment, ended_scope = 'user', ended_by = who, end_reason = why
+    FROM (
+        SELECT id FROM login_sessions
+        WHERE user_id = cut_user AND user_gen < generation AND user_gen >= before AND (shelf >= 0 OR shelf < -1)
+            AND id::text IS DISTINCT FROM said('keep_session')
+        LIMIT 100 FOR UPDATE SKIP LOCKED
+    ) AS old
+    WHERE s.id = old.id;
     PERFORM write_history('user', cut_user::text, name, new_cause, generation, ended, expires);
 END
 $$;

@@ -30,7 +30,7 @@ from tests.database.conftest import one
 from tools.postgres import EmbeddedPostgres
 
 LIVE, EXACTLY_TO = 50_000, 500
-MOST_ROWS = 4_000
+MOST_ROWS = 10_000
 """How many rows of `login_sessions` all queries of one page may look at: of 60,000."""
 
 FILTERS: dict[str, dict[str, Any]] = {
