@@ -129,7 +129,7 @@ def worker_step(step: str, worker: Worker, world: World, rules: Rules) -> Worker
 def next_moments(worker: Worker, world: World, rules: Rules) -> Iterator[tuple[str, Worker]]:
     moments = rules.connect + rules.round + rules.look
     between, looks = len(rules.connect), len(rules.connect + rules.round)
-    for moment in (between, looks) if worker.moment == between else (worker.moment,):
+    for moment in (between, looks) if rules.look and worker.moment == between else (worker.moment,):
         after = worker
         for step in moments[moment]:
             after = worker_step(step, after, world, rules)
