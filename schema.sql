@@ -185,8 +185,10 @@ CREATE INDEX IF NOT EXISTS login_sessions_by_name ON login_sessions (shelf, user
 -- One user's sessions, and the sessions of one client, in the list's own order.
 CREATE INDEX IF NOT EXISTS login_sessions_by_user ON login_sessions (user_id, shelf, created_at, id);
 CREATE INDEX IF NOT EXISTS login_sessions_by_client ON login_sessions (client_id, shelf, created_at, id);
--- The last moment one of a user's tokens can be alive.
-CREATE INDEX IF NOT EXISTS login_sessions_by_token ON login_sessions (user_id, token_expires_at);
+-- The last moment one of a user's tokens can be alive. Partial, though every row is in it: a list, which does not ask
+-- for this, must not take it and join it with the index of a client.
+CREATE INDEX IF NOT EXISTS login_sessions_last_token ON login_sessions (user_id, token_expires_at)
+WHERE token_expires_at > '-infinity';
 -- Who is in from this address, or from this network? Most sessions stay where they began: the second one is small.
 CREATE INDEX IF NOT EXISTS login_sessions_by_ip ON login_sessions (ip);
 CREATE INDEX IF NOT EXISTS login_sessions_by_last_ip ON login_sessions (last_ip) WHERE last_ip IS DISTINCT FROM ip;
@@ -297,7 +299,9 @@ RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     ended bigint := 0;
     moment timestamptz := clock_timestamp();
-    expires timestamptz := cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions WHERE user_id = cut_user));
+    expires timestamptz := cutoff_expiry((
+        SELECT max(token_expires_at) FROM login_sessions WHERE user_id = cut_user AND token_expires_at > '-infinity'
+    ));
     who text := coalesce(said('actor_name'), 'database role ' || session_user);
     why text := coalesce(said('reason'), new_cause);
     -- What an earlier end has ended, and nobody has marked yet, is not ended by this one.
