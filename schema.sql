@@ -272,26 +272,6 @@ CREATE OR REPLACE FUNCTION write_history(
     WHERE said('revocation_id') IS NULL;
 $$;
 
--- Mark sessions that their users' generations have ended, of these users, at most so many. Whoever holds one of these
--- rows is not waited for: two who end sessions at once would deadlock, and the housekeeping comes by once a second.
-CREATE OR REPLACE FUNCTION mark_unmarked_ends(first_user uuid, last_user uuid, at_most bigint)
-RETURNS void LANGUAGE sql AS $$
-    UPDATE login_sessions AS s SET
-        ended_at = why.ended_at, ended_scope = 'user', ended_by = why.ended_by, end_reason = why.end_reason
-    FROM (
-        SELECT found.id, found.user_id, found.user_gen FROM unmarked_ends AS e CROSS JOIN LATERAL (
-            SELECT id, user_id, user_gen FROM login_sessions
-            WHERE user_id = e.user_id AND user_gen < e.gen AND (shelf >= 0 OR shelf < -1)
-                AND id::text IS DISTINCT FROM said('keep_session')
-            LIMIT at_most FOR UPDATE SKIP LOCKED
-        ) AS found
-        WHERE e.user_id BETWEEN first_user AND last_user LIMIT at_most
-    ) AS old CROSS JOIN LATERAL (
-        SELECT * FROM unmarked_ends AS e WHERE e.user_id = old.user_id AND e.gen > old.user_gen ORDER BY e.gen LIMIT 1
-    ) AS why
-    WHERE s.id = old.id;
-$$;
-
 -- The user's generation has risen to `generation`: cut off, end his sessions, write the history. A hundred rows are
 -- marked at once, the others soon: they have ended all the same (unmarked_ends).
 CREATE OR REPLACE FUNCTION cut_off_user(cut_user uuid, name text, generation bigint, new_cause text)

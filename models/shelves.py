@@ -138,9 +138,26 @@ def mark_everyones_ends(at_most: int) -> None:
 
 
 def mark_users_ends(at_most: int) -> None:
-    """The same for users; after a minute nobody is left who signed in while it happened."""
-    everybody = {"first": UUID(int=0), "last": UUID(int=2**128 - 1)}
-    db.session.execute(text("SELECT mark_unmarked_ends(:first, :last, :at_most)"), {**everybody, "at_most": at_most})
+    """The same for users; after a minute nobody is left who signed in while it happened. Whoever holds a row is not
+    waited for: two who end sessions at once would deadlock."""
+    db.session.execute(
+        text("""
+            UPDATE login_sessions AS s SET
+                ended_at = why.ended_at, ended_scope = 'user', ended_by = why.ended_by, end_reason = why.end_reason
+            FROM (
+                SELECT found.* FROM unmarked_ends AS e CROSS JOIN LATERAL (
+                    SELECT id, user_id, user_gen FROM login_sessions
+                    WHERE user_id = e.user_id AND user_gen < e.gen AND (shelf >= 0 OR shelf < -1)
+                    LIMIT :at_most FOR UPDATE SKIP LOCKED
+                ) AS found LIMIT :at_most
+            ) AS old CROSS JOIN LATERAL (
+                SELECT * FROM unmarked_ends AS e
+                WHERE e.user_id = old.user_id AND e.gen > old.user_gen ORDER BY e.gen LIMIT 1
+            ) AS why
+            WHERE s.id = old.id
+        """),
+        {"at_most": at_most},
+    )
     db.session.execute(
         text("""
             DELETE FROM unmarked_ends AS e
