@@ -252,8 +252,8 @@ class CutoffListener:
             # Whoever was hung up on while it waited for a row is gone soon: a server process does not notice by itself.
             "lock_timeout": f"{int(self.lease_s * 1000)}ms",
         }
-        for setting in settings.items():
-            connection.execute("SELECT set_config(%s, %s, FALSE)", setting)
+        query = "SELECT set_config(name, setting, FALSE) FROM unnest(%s::text [], %s::text []) AS given (name, setting)"
+        connection.execute(query, (list(settings), list(settings.values())))
 
     def _register(self, connection: psycopg.Connection) -> bool:
         """Write the own row: a confirmation waits for the workers that it can see. Returns whether the database has
