@@ -92,4 +92,3 @@ def fill(url: str, live: int) -> None:
 def add_sessions(psql: psycopg.Connection, user_ids: list[str], count: int, *, begun_days: int = 0) -> None:
     """So many more sessions of each of these users, of the days before."""
     psql.execute(_MORE, {"user_ids": user_ids, "count": count, "begun_days": begun_days})
-    psql.execute("VACUUM ANALYZE login_sessions")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import statistics
 import sys
@@ -21,11 +20,10 @@ from typing import Any
 
 import psycopg
 
+from bench.own_server import environment_of, new_database
 from bench.plot import Bar, bars
-from models.database import apply_schema
-from tests.conftest import FAST_ENVIRONMENT
 from tests.gunicorn import ROOT, Gunicorn
-from tools.postgres import APP, EmbeddedPostgres
+from tools.postgres import EmbeddedPostgres
 
 COUNTS = [int(count) for count in os.environ.get("BENCH_CUTOFFS", "0 1000 100000 1000000").split()]
 STARTS, ROUNDS = 3, 9
@@ -41,9 +39,7 @@ def measure(advance: Callable[[str], None]) -> Found:
         holders = {}
         for count in COUNTS:
             advance(f"{count:,} cutoffs: written")
-            url = postgres.create_database(f"bench_{count}")
-            apply_schema(url)
-            postgres.let_in(APP)
+            url = new_database(postgres, f"bench_{count}")
             write_cutoffs(url, count)
             advance(f"{count:,} cutoffs: workers start")
             ready = time_starts(url, folder)
@@ -93,15 +89,9 @@ def write_cutoffs(url: str, count: int) -> None:
 
 def time_starts(url: str, folder: Path) -> dict[str, list[float]]:
     """Seconds until another worker of a gunicorn that runs is ready, and until two at once are."""
-    environment = {
-        **FAST_ENVIRONMENT,
-        "DATABASE_URL": url,
-        "LASTCALL_SIGNING_KEY": secrets.token_hex(32),
-        "LASTCALL_DATA_DIR": str(folder),
-    }
     found: dict[str, list[float]] = {"one_s": [], "two_s": []}
     with (
-        Gunicorn(1, (), environment, folder / "gunicorn.log") as gunicorn,
+        Gunicorn(1, (), environment_of(url, folder), folder / "gunicorn.log") as gunicorn,
         psycopg.connect(url, autocommit=True) as connection,
     ):
         for _ in range(STARTS):

@@ -4,7 +4,6 @@ worker also answers guarded requests on a kept-alive connection, one after the o
 from __future__ import annotations
 
 import os
-import secrets
 import statistics
 import tempfile
 import time
@@ -13,11 +12,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from bench.load import guarded, load
+from bench.own_server import environment_of, new_database
 from bench.plot import Bar, bars
-from models.database import apply_schema
-from tests.conftest import FAST_ENVIRONMENT, PASSWORD
-from tests.gunicorn import Gunicorn
-from tools.postgres import APP, EmbeddedPostgres
+from tests.conftest import PASSWORD
+from tests.gunicorn import Gunicorn, Line
+from tools.postgres import EmbeddedPostgres
 
 WORKERS = (1, 2, 4, 8, 16)
 LOGOUTS = int(os.environ.get("BENCH_LOGOUTS", "100"))
@@ -28,15 +27,7 @@ def measure(advance: Callable[[str], None]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as postgres:
         for count in WORKERS:
-            url = postgres.create_database(f"bench_{count}")
-            apply_schema(url)
-            postgres.let_in(APP)
-            environment = {
-                **FAST_ENVIRONMENT,
-                "DATABASE_URL": url,
-                "LASTCALL_SIGNING_KEY": secrets.token_hex(32),
-                "LASTCALL_DATA_DIR": folder,
-            }
+            environment = environment_of(new_database(postgres, f"bench_{count}"), Path(folder))
             with Gunicorn(count, (), environment, Path(folder) / f"gunicorn-{count}.log") as gunicorn:
                 admin = gunicorn.sign_in("admin", PASSWORD)["access_token"]
                 body = {"username": "bench", "password": PASSWORD}
@@ -44,7 +35,7 @@ def measure(advance: Callable[[str], None]) -> dict[str, list[float]]:
                 path = f"/api/v1/admin/sessions/{made.json['user_id']}"
                 for kind in ("idle", "loaded"):
                     with load(gunicorn, guarded(admin)) if kind == "loaded" else nullcontext():
-                        line = gunicorn.lines()[0]
+                        line = Line(gunicorn.port)
                         for number in range(LOGOUTS):
                             advance(f"{count} workers, {kind}: force logout {number + 1} of {LOGOUTS}")
                             gunicorn.sign_in("bench", PASSWORD)

@@ -5,7 +5,6 @@ workers, from processes of their own, and count from when they were due."""
 from __future__ import annotations
 
 import os
-import secrets
 import statistics
 import tempfile
 import time
@@ -14,11 +13,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from bench.load import guarded, load, sign_in
+from bench.own_server import environment_of, new_database
 from bench.plot import Bar, bars
-from models.database import apply_schema
-from tests.conftest import FAST_ENVIRONMENT, PASSWORD
+from tests.conftest import PASSWORD
 from tests.gunicorn import Gunicorn
-from tools.postgres import APP, EmbeddedPostgres
+from tools.postgres import EmbeddedPostgres
 
 WORKERS = (2, 4)
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
@@ -33,15 +32,8 @@ def measure(advance: Callable[[str], None]) -> Found:
     found: Found = {}
     with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as postgres:
         for count in WORKERS:
-            url = postgres.create_database(f"bench_{count}")
-            apply_schema(url)
-            postgres.let_in(APP)
-            environment = {
-                **{name: value for name, value in FAST_ENVIRONMENT.items() if "ARGON2" not in name},
-                "DATABASE_URL": url,
-                "LASTCALL_SIGNING_KEY": secrets.token_hex(32),
-                "LASTCALL_DATA_DIR": folder,
-            }
+            quick = environment_of(new_database(postgres, f"bench_{count}"), Path(folder))
+            environment = {name: value for name, value in quick.items() if "ARGON2" not in name}
             with Gunicorn(count, (), environment, Path(folder) / f"gunicorn-{count}.log") as gunicorn:
                 for number in range(ROUNDS):
                     for beside in (False, True):

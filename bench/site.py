@@ -15,12 +15,12 @@ from urllib.parse import quote, urlencode
 import psycopg
 
 from bench import crowd
+from bench.own_server import new_database
 from bench.timed_conf import HEADER
-from models.database import apply_schema
 from models.session_list import SORTS
 from tests.conftest import PASSWORD
 from tests.gunicorn import Answer, Gunicorn, Line
-from tools.postgres import APP, EmbeddedPostgres
+from tools.postgres import EmbeddedPostgres
 
 WORKERS, ROUNDS = 4, 4
 LOG_OUTS, FORCE_LOGOUTS, OF_ONE_USER = 5, 10, 10_000
@@ -43,9 +43,7 @@ class Site:
         self.took: dict[str, list[float]] = {}
 
     def __enter__(self) -> Site:
-        self._url = self._postgres.create_database(self._name)
-        apply_schema(self._url)
-        self._postgres.let_in(APP)
+        self._url = new_database(self._postgres, self._name)
         crowd.fill(self._url, self._size)
         return self
 

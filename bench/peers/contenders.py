@@ -16,15 +16,15 @@ import psycopg
 
 from bench import wrk
 from bench.in_process import payload
+from bench.own_server import environment_of, new_database
 from bench.peers import servers
 from bench.peers.environment import ROOT
 from bench.peers.given import EVER_REVOKED, LIFETIME_S
 from bench.pubsub import redis_server
 from lastcall.tokens import KeyRing, issue
-from models.database import apply_schema
-from tests.conftest import FAST_ENVIRONMENT, PASSWORD
+from tests.conftest import PASSWORD
 from tests.gunicorn import Gunicorn
-from tools.postgres import APP, EmbeddedPostgres
+from tools.postgres import EmbeddedPostgres
 
 TOKENS = 60_000
 """So many that each has left the memory of tokens (lastcall.guard.MEMO_SIZE) of two workers before it comes again."""
@@ -103,9 +103,7 @@ def started(
         given["BENCH_INTROSPECTION_URL"] = stack.enter_context(issuer) + "/introspect"
 
         say(OWN)
-        own_url = postgres.create_database("own")
-        apply_schema(own_url)
-        postgres.let_in(APP)
+        own_url = new_database(postgres, "own")
         own = stack.enter_context(_own_server(workers, own_url, folder))
         with psycopg.connect(own_url) as connection:
             ids = [str(tokens.revoked["sid"]), *map(str, range(EVER_REVOKED))]
@@ -134,13 +132,7 @@ def started(
 
 
 def _own_server(workers: int, url: str, folder: Path) -> Gunicorn:
-    environment = {
-        **FAST_ENVIRONMENT,
-        "DATABASE_URL": url,
-        "LASTCALL_SIGNING_KEY": secrets.token_hex(32),
-        "LASTCALL_DATA_DIR": str(folder),
-    }
-    return Gunicorn(workers, ("--reuse-port",), environment, folder / "own.log")
+    return Gunicorn(workers, ("--reuse-port",), environment_of(url, folder), folder / "own.log")
 
 
 def _rotation(url: str, tokens: Path, line: int, seconds: int) -> Callable[[], wrk.Load]:
