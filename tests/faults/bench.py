@@ -233,6 +233,7 @@ class Bench:
         with self.psql() as psql:
             pids = [row[0] for row in psql.execute("SELECT pid FROM workers WHERE snapshot IS NOT NULL")]
         assert len(self.hosts) == 1
+        self.load.leave_the_dead()
         self.load.start(self.host.server.port, set(pids) - set(self.load.workers))
         self.host.pids = pids
 

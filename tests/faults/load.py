@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from tests.faults.history import LOST, History, Request, Token
@@ -83,35 +83,49 @@ class Caller:
             self._connection = None
 
 
+class Pair:
+    """The two callers of a worker: one asks all the time, the other waits to be sent."""
+
+    def __init__(self, port: int, worker: int, keep_asking: Callable[[Pair], None]) -> None:
+        self.caller, self.chaser = Caller(port, worker), Caller(port, worker)
+        self.over = threading.Event()
+        self.sent = ThreadPoolExecutor(1, f"chase-{worker}")
+        self._asking = threading.Thread(target=keep_asking, args=(self,), name=f"ask-{worker}")
+        self._asking.start()
+
+    def stop(self) -> None:
+        self._asking.join()
+        self.sent.shutdown(cancel_futures=True)
+        self.caller.close()
+        self.chaser.close()
+
+
 class Load:
-    """Two callers for each worker: one that asks all the time, and one that waits to be sent (`chase`)."""
+    """A pair of callers for each worker."""
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._over = threading.Event()
         self._tokens: tuple[Token, ...] = ()
-        self._callers: list[Caller] = []
-        self._threads: list[threading.Thread] = []
-        self._chasers: dict[int, tuple[Caller, ThreadPoolExecutor]] = {}
+        self._pairs: dict[int, Pair] = {}
 
     def start(self, port: int, workers: Iterable[int]) -> None:
         """Begin to ask the workers of one gunicorn, given by their process ids."""
         for worker in workers:
-            caller, chaser = Caller(port, worker), Caller(port, worker)
-            self._callers += [caller, chaser]
-            self._chasers[worker] = (chaser, ThreadPoolExecutor(1, f"chase-{worker}"))
-            thread = threading.Thread(target=self._keep_asking, args=(caller,), name=f"ask-{worker}")
-            self._threads.append(thread)
-            thread.start()
+            self._pairs[worker] = Pair(port, worker, self._keep_asking)
+
+    def leave_the_dead(self) -> None:
+        """The callers of workers that live no more stop. Until then they ask whoever answers in their place."""
+        self._stop([worker for worker in self._pairs if not _lives(worker)])
 
     def stop(self) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-        for _, threads in self._chasers.values():
-            threads.shutdown(cancel_futures=True)
-        for caller in self._callers:
-            caller.close()
+        self._stop(list(self._pairs))
+
+    def _stop(self, workers: list[int]) -> None:
+        pairs = [self._pairs.pop(worker) for worker in workers]
+        for pair in pairs:
+            pair.over.set()
+        for pair in pairs:
+            pair.stop()
 
     def ask_for(self, *tokens: Token) -> None:
         """From now on these tokens are asked for, in turn."""
@@ -120,8 +134,8 @@ class Load:
     def chase(self, token: Token, times: int = 1, without: Iterable[int] = ()) -> list[Future[list[int]]]:
         """Send a waiting caller to each worker at once. The futures tell the answers; of a paused worker, late."""
         return [
-            threads.submit(self._ask_times, caller, token, times)
-            for worker, (caller, threads) in self._chasers.items()
+            pair.sent.submit(self._ask_times, pair, token, times)
+            for worker, pair in self._pairs.items()
             if worker not in without
         ]
 
@@ -133,27 +147,27 @@ class Load:
 
     def query_each(self, token: Token, path: str) -> set[int]:
         """What the workers answer to a request that takes a query. It is no part of the history."""
-        asked = [threads.submit(caller.ask, token.raw, path) for caller, threads in self._chasers.values()]
+        asked = [pair.sent.submit(pair.chaser.ask, token.raw, path) for pair in self._pairs.values()]
         return {future.result(3 * PATIENCE_S)[1] for future in asked}
 
     @property
     def workers(self) -> list[int]:
-        return list(self._chasers)
+        return list(self._pairs)
 
-    def _keep_asking(self, caller: Caller) -> None:
+    def _keep_asking(self, pair: Pair) -> None:
         for number in itertools.count():
-            if self._over.wait(PAUSE_S):
+            if pair.over.wait(PAUSE_S):
                 return
             tokens = self._tokens
             if tokens:
-                self._ask(caller, tokens[number % len(tokens)])
+                self._ask(pair, pair.caller, tokens[number % len(tokens)])
 
-    def _ask_times(self, caller: Caller, token: Token, times: int) -> list[int]:
-        return [self._ask(caller, token) for _ in range(times)]
+    def _ask_times(self, pair: Pair, token: Token, times: int) -> list[int]:
+        return [self._ask(pair, pair.chaser, token) for _ in range(times)]
 
-    def _ask(self, caller: Caller, token: Token) -> int:
+    def _ask(self, pair: Pair, caller: Caller, token: Token) -> int:
         started_ns, status, worker = caller.ask(token.raw)
-        if status != LOST or not self._over.is_set():
+        if status != LOST or not pair.over.is_set():
             self._history.requests.append(Request(token.key, worker, started_ns, time.monotonic_ns(), status))
         return status
 
