@@ -126,7 +126,9 @@ def _server(app: Flask, settings: Settings) -> Server:
         on_change=lambda: changes.note("revocation"),
     )
     housekeeper = Housekeeper(app.app_context, watch, seen, changes)
-    patience = Patience(lambda: guarding.listener.database_is_silent)
+    patience = Patience(
+        lambda: guarding.listener.database_is_silent, lambda: guarding.asker.answered_ns if guarding.asker else 0
+    )
     return Server(settings, guarding, watch, seen, changes, housekeeper, patience, app.app_context)
 
 

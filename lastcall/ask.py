@@ -1,6 +1,7 @@
 """Asking the database about one token, for a worker that may not believe its own memory at the moment.
 
-At most 4 questions at once a process, 250 ms each: an incident of the database must not become one of the workers.
+At most 4 questions at once a process, 250 ms each with the wait for a turn, and no turns while questions are not
+answered: an incident of the database must not become one of the workers.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ class Asker:
     def __init__(self, conninfo: str, *, pooled: bool = False) -> None:
         self._conninfo = conninfo
         self._pooled = pooled
+        self.answered_ns = 0
+        """When the last question was answered (CLOCK_BOOTTIME, nanoseconds)."""
+        self._failed_ns = 0
         self._pid = 0
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._threads: ThreadPoolExecutor | None = None
@@ -79,7 +83,9 @@ class Asker:
         if self._pid != os.getpid():  # threads do not survive a fork
             self._pid, self._slots = os.getpid(), threading.BoundedSemaphore(AT_ONCE)
             self._threads = ThreadPoolExecutor(AT_ONCE, "lastcall-ask")
-        if self._threads is None or not self._slots.acquire(blocking=False):
+        came_ns = boottime_ns()
+        turn_s = PATIENCE_S if self._failed_ns <= self.answered_ns else 0
+        if self._threads is None or not self._slots.acquire(timeout=turn_s):
             raise CutoffsStale
         opened: list[psycopg.Connection] = []
         try:
@@ -89,12 +95,16 @@ class Asker:
             raise CutoffsStale from None
         answer.add_done_callback(lambda _: self._slots.release())
         try:
-            return answer.result(PATIENCE_S)
+            found = answer.result(PATIENCE_S - (boottime_ns() - came_ns) / 1e9)
+            self.answered_ns = boottime_ns()
+            return found
         except TimeoutError:
+            self._failed_ns = boottime_ns()
             for connection in opened:
                 hang_up(connection)
             raise CutoffsStale from None
         except psycopg.Error:
+            self._failed_ns = boottime_ns()
             raise CutoffsStale from None
 
     def _ask(self, question: Callable[[psycopg.Connection], T], opened: list[psycopg.Connection]) -> T:

@@ -65,15 +65,15 @@ class Lastcall:
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self.cutoffs = Cutoffs()
+        pooled = ask_url not in (None, database_url)
+        self.asker = Asker(ask_url or database_url, pooled=pooled) if stale == "ask" else None
         self.guard = Guard(
             keys,
             self.cutoffs,
             issuer=issuer,
             audience=audience,
             longest_lifetime_s=longest_lifetime_s,
-            asker=Asker(ask_url or database_url, pooled=ask_url not in (None, database_url))
-            if stale == "ask"
-            else None,
+            asker=self.asker,
         )
         self.listener = CutoffListener(
             database_url, self.cutoffs, lease_s=lease_s, service=service, version=version, on_change=on_change

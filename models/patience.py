@@ -82,27 +82,33 @@ def _close(late: Future[PatientConnection]) -> None:
 
 class Patience:
     """Opens the application's connections, and hangs up those that wait while the database is silent: the listener
-    hears nothing, and no statement of the application has been answered for a moment either."""
+    hears nothing, and for a moment neither a statement of the application nor a question of the guard was answered."""
 
-    def __init__(self, listener_hears_nothing: Callable[[], bool]) -> None:
+    def __init__(self, listener_hears_nothing: Callable[[], bool], guard_answered_ns: Callable[[], int]) -> None:
         self._listener_hears_nothing = listener_hears_nothing
+        self._guard_answered_ns = guard_answered_ns
         self.waits: dict[int, tuple[PatientConnection, int]] = {}
         self.answered_ns = 0
         self._tried_ns = 0
+        self._failed_ns = 0
         self._gave_up = False
         self._stopping = threading.Event()
         self._pid = 0
 
     def is_silent(self) -> bool:
-        return self._listener_hears_nothing() and boottime_ns() - self.answered_ns > WAIT_S * 1e9
+        return self._listener_hears_nothing() and boottime_ns() - self._last_answer_ns() > WAIT_S * 1e9
+
+    def _last_answer_ns(self) -> int:
+        return max(self.answered_ns, self._guard_answered_ns())
 
     def commits_hang(self) -> bool:
         """Whether commits are not answered: one was given up, and the listener has heard nothing since."""
         return self._gave_up and self._listener_hears_nothing()
 
     def may_try(self) -> bool:
-        """Whether it makes sense to ask the database. While it is silent, one request in a while finds out."""
-        if not self.is_silent():
+        """Whether it makes sense to ask the database. Once it has left a request without an answer, one in a while
+        finds out; before that silence may just mean that nobody has asked."""
+        if not self.is_silent() or self._failed_ns < self._last_answer_ns():
             return True
         now_ns = boottime_ns()
         if now_ns - self._tried_ns < TRY_EVERY_S * 1e9:
@@ -132,6 +138,7 @@ class Patience:
         try:
             connection = opened.result(CONNECT_S)
         except TimeoutError:
+            self._failed_ns = boottime_ns()
             opened.add_done_callback(_close)
             raise psycopg.OperationalError(f"no connection within {CONNECT_S} s") from None
         connection.patience = self
@@ -147,5 +154,6 @@ class Patience:
             for connection, since_ns in list(self.waits.values()):
                 waited_s = (now_ns - since_ns) / 1e9
                 if (silent and waited_s > WAIT_S) or (connection.committing and waited_s > COMMIT_S):
+                    self._failed_ns = now_ns
                     self._gave_up = self._gave_up or connection.committing
                     hang_up(connection)

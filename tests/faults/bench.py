@@ -58,6 +58,7 @@ class Bench:
         self._usernames = itertools.cycle(f"user-{number}" for number in range(users))
         self._keys = itertools.count()
         self._recent: list[Token] = []
+        self.last_excuse = ""
         with self.psql() as psql:
             # Everyone has the admin's password: no test needs to wait for more hashes.
             psql.execute(
@@ -103,6 +104,7 @@ class Bench:
         answer = ask(host or self.host, "POST", "/auth/login", body={"username": username, "password": PASSWORD})
         assert answer.status in (ACCEPTED, NOT_NOW), answer.text
         if answer.status == NOT_NOW:
+            self.last_excuse = answer.text
             return None
         raw = answer.json["access_token"]
         token = Token(f"{username}/{next(self._keys)}", username, asked_ns, time.monotonic_ns(), raw)
@@ -111,7 +113,7 @@ class Bench:
 
     def sign_in(self, username: str, host: Host | None = None) -> Token:
         token = self.try_to_sign_in(username, host)
-        assert token is not None, f"{username} can't sign in: 503"
+        assert token is not None, f"{username} can't sign in: 503 {self.last_excuse}"
         return token
 
     def sign_in_as_admin(self, host: Host | None = None) -> None:

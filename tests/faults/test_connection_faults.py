@@ -144,6 +144,51 @@ def test_only_the_listeners_connection_hangs(start_bench: StartBench) -> None:
     assert longest_s < LONGEST_S + 0.5, f"a request hung for {longest_s:.1f} s"
 
 
+def test_workers_that_nobody_asks_are_not_told_that_the_database_is_away(start_bench: StartBench) -> None:
+    """Their listeners hear nothing and they have asked nothing for a while: that is no reason to refuse anybody."""
+    bench = start_bench(
+        "only the listeners' connections hang half-open; nobody asks, then many at once", "nobody is refused"
+    )
+    path, at_once = "/me/sessions", 16
+    bench.host.proxy.swallow("lastcall-listener")
+    bench.load.stop()
+    time.sleep(2 * LEASE_S)  # for so long nobody asks
+    with ThreadPoolExecutor(at_once) as threads:
+        asked = [threads.submit(ask, bench.host, "GET", path, token=bench.bystander.raw) for _ in range(at_once)]
+        said = [future.result(DEADLINE_S) for future in asked]
+    assert [answer.text for answer in said if answer.status != ACCEPTED] == []
+    bench.figures.outcome = "held"
+
+
+def test_connections_that_died_while_nobody_asked_hold_nobody_up(start_bench: StartBench) -> None:
+    """The pool holds them, and the network that swallowed them is back: whoever is given one would wait for ever."""
+    bench = start_bench(
+        "every connection goes half-open while nobody asks; the network is back, then many ask",
+        "no request hangs longer than 1 s",
+        workers=(2,),
+    )
+    bench.load.stop()
+    at_once = 12
+
+    def take_many() -> list[tuple[int, float]]:
+        act = requests_of_every_kind(bench, bench.bystander, bench.bystander, bench.bystander)["list"]
+        with ThreadPoolExecutor(at_once) as threads:
+            asked = [threads.submit(timed_status, act) for _ in range(3 * at_once)]
+            return [future.result(60) for future in asked]
+
+    take_many()
+    for pause_s in (LEASE_S / 4, 2 * LEASE_S) if IN_FULL else (LEASE_S / 4,):
+        bench.host.proxy.swallow()
+        time.sleep(pause_s)  # for so long nobody asks
+        bench.host.proxy.heal()
+        time.sleep(2 * LEASE_S)
+        said = take_many()
+        slowest_s = max(took_s for _, took_s in said)
+        assert slowest_s < LONGEST_S + 0.5, f"a request hung for {slowest_s:.1f} s"
+        assert {status for status, _ in take_many()} == {ACCEPTED}
+    bench.figures.outcome = "held"
+
+
 def test_the_network_is_slow(start_bench: StartBench) -> None:
     bench = start_bench("every packet is held up for 20 ms", "0 accepted; the receipt takes as long as it takes")
     bench.host.proxy.delay_s = 0.02

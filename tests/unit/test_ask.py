@@ -41,7 +41,7 @@ def test_a_database_that_says_nothing_is_waited_for_a_quarter_of_a_second(silent
     asker.close()
 
 
-def test_a_fifth_question_at_once_is_not_even_put(silent: str) -> None:
+def test_a_fifth_question_at_once_waits_for_a_turn_and_is_not_put_where_none_comes(silent: str) -> None:
     asker = Asker(silent)
     refused = threading.Semaphore(0)
 
