@@ -1,11 +1,13 @@
 """Several hosts in one libpq URL: all of them are tried at once, and the first that lets us write is the one.
 
-One by one, as libpq does it, a machine that is gone without a word costs a timeout with each new connection.
+One by one, as libpq does it, a machine that is gone without a word costs a timeout with each new connection. And an
+attempt that a broken network has swallowed costs one, although the network may be back: libpq's is 2 seconds at least.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -15,6 +17,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 C = TypeVar("C", bound=psycopg.Connection[Any])
+AGAIN_S = 0.8
+"""How long an attempt is alone (seconds)."""
 _LISTS = ("host", "hostaddr", "port")
 
 
@@ -30,30 +34,41 @@ def each_host(conninfo: str) -> list[str]:
     return [make_conninfo("", **{**parameters, **part, "target_session_attrs": "read-write"}) for part in parts]
 
 
-def connect_to_primary(connect: Callable[..., C], conninfo: str, **options: Any) -> C:
-    """`connect(conninfo, **options)`, on whichever of several hosts is the primary. Raises psycopg.Error."""
+def connect_to_primary(connect: Callable[..., C], conninfo: str, *, within_s: float = 3.0, **options: Any) -> C:
+    """`connect(conninfo, **options)`, on whichever of several hosts is the primary, within `within_s` seconds.
+
+    Who has said nothing for AGAIN_S is tried once more beside it. Raises psycopg.Error, or what `connect` raises.
+    """
     hosts = each_host(conninfo)
-    if len(hosts) == 1:
-        return connect(conninfo, **options)
     first: Future[C] = Future()
-    errors: list[psycopg.Error] = []
+    errors: dict[str, Exception] = {}
 
     def try_one(host: str) -> None:
         try:
             connection = connect(host, **options)
-        except psycopg.Error as error:
-            errors.append(error)
+        except Exception as error:
+            errors[host] = error
             if len(errors) == len(hosts):
                 # That a standby is only read is no news; why there is no primary is.
-                errors.sort(key=lambda error: "read-only" in str(error))
+                reasons = sorted(errors.values(), key=lambda error: "read-only" in str(error))
                 with suppress(InvalidStateError):
-                    first.set_exception(errors[0])
+                    first.set_exception(reasons[0])
             return
         try:
             first.set_result(connection)
         except InvalidStateError:
             connection.close()
 
-    for host in hosts:
-        threading.Thread(target=try_one, args=(host,), name="lastcall-connect", daemon=True).start()
-    return first.result()
+    give_up_s = time.monotonic() + within_s
+    while True:
+        for host in hosts:
+            threading.Thread(target=try_one, args=(host,), name="lastcall-connect", daemon=True).start()
+        left_s = give_up_s - time.monotonic()
+        try:
+            return first.result(min(AGAIN_S, left_s))
+        except TimeoutError:
+            if left_s > AGAIN_S:
+                continue
+            if first.cancel():
+                raise psycopg.OperationalError(f"no connection within {within_s} s") from None
+            return first.result()

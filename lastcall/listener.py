@@ -130,8 +130,8 @@ class CutoffListener:
         delay_s = 0.1
         while not self._stopping.is_set():
             rounds_before = self.reads_done
+            tried_ns = self._busy_since_ns = boottime_ns()
             try:
-                self._busy_since_ns = boottime_ns()
                 with self._connect() as connection:
                     self._connection, self._busy_since_ns = connection, boottime_ns()
                     self._serve(connection)
@@ -145,9 +145,10 @@ class CutoffListener:
                 )
             finally:
                 self._connection, self._other, self._busy_since_ns = None, None, 0
+            paused_s = (boottime_ns() - tried_ns) / 1e9  # an attempt that hung was a pause itself
             if self.reads_done > rounds_before:
-                delay_s = 0.1
-            self._stopping.wait(delay_s * random.uniform(0.5, 1.0))
+                delay_s, paused_s = 0.1, 0.0
+            self._stopping.wait(max(0.0, delay_s * random.uniform(0.5, 1.0) - paused_s))
             delay_s = min(delay_s * 2, 0.8)  # back within a second after the database can be reached again
 
     def _complain(self, error: Exception) -> None:

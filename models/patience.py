@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import psycopg
@@ -75,11 +74,6 @@ class PatientConnection(psycopg.Connection[Any]):
             patience.waits.pop(key, None)
 
 
-def _close(late: Future[PatientConnection]) -> None:
-    if late.exception() is None:
-        late.result().close()
-
-
 class Patience:
     """Opens the application's connections, and hangs up those that wait while the database is silent: the listener
     hears nothing, and for a moment neither a statement of the application nor a question of the guard was answered."""
@@ -126,21 +120,13 @@ class Patience:
 
     def connect(self, conninfo: str, **options: Any) -> PatientConnection:
         """Raises psycopg.OperationalError after CONNECT_S at most."""
-        opened: Future[PatientConnection] = Future()
-
-        def open_it() -> None:
-            try:
-                opened.set_result(connect_to_primary(PatientConnection.connect, conninfo, connect_timeout=2, **options))
-            except Exception as error:
-                opened.set_exception(error)
-
-        threading.Thread(target=open_it, name="lastcall-connect", daemon=True).start()
         try:
-            connection = opened.result(CONNECT_S)
-        except TimeoutError:
+            connection = connect_to_primary(
+                PatientConnection.connect, conninfo, within_s=CONNECT_S, connect_timeout=2, **options
+            )
+        except psycopg.OperationalError:
             self._failed_ns = boottime_ns()
-            opened.add_done_callback(_close)
-            raise psycopg.OperationalError(f"no connection within {CONNECT_S} s") from None
+            raise
         connection.patience = self
         connection.add_notice_handler(connection.note_warning)
         return connection

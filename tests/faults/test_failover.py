@@ -89,7 +89,7 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
         bench.database = standby.server
         took_s = bench.wait_until_usual(since_s)
         # A lease until the listener hangs up on who is silent, and an attempt that is under way at the promotion.
-        assert took_s < 1.25 * LEASE_S + 2.0 + 0.8 + SLACK_S, f"it took {took_s:.1f} s to recover"
+        assert took_s < 1.25 * LEASE_S + 0.8 + 0.8 + SLACK_S, f"it took {took_s:.1f} s to recover"
         slowest_s = max(slowest_s, took_s)
         for token in tokens:
             assert set(bench.load.ask_each(token)) == {REFUSED}

@@ -107,3 +107,46 @@ def test_without_a_primary_the_error_is_the_one_that_tells_why() -> None:
         connect_to_primary(
             connecting({"a.example.com": is_a_standby, "b.example.com": is_a_standby}), BOTH, autocommit=True
         )
+
+
+@pytest.mark.parametrize("url", ["postgresql://a.example.com/lastcall", BOTH])
+def test_an_attempt_that_was_swallowed_does_not_keep_the_next_one_waiting(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr("lastcall.hosts.AGAIN_S", 0.01)
+    over, swallowed = threading.Event(), []
+
+    def connect(conninfo: str, **_: Any) -> Connected:
+        connected = Connected(str(conninfo_to_dict(conninfo)["host"]))
+        if connected.host == "b.example.com":
+            raise psycopg.OperationalError("connection refused")
+        if not swallowed:
+            swallowed.append(connected)
+            assert over.wait(10)
+        return connected
+
+    found: Any = connect_to_primary(connect, url)  # type: ignore[type-var]
+    assert found is not swallowed[0]
+    over.set()
+    assert swallowed[0].closed.wait(10)
+    assert not found.closed.is_set()
+
+
+def test_nobody_waits_longer_than_was_said() -> None:
+    over = threading.Event()
+
+    def say_nothing() -> None:
+        assert over.wait(10)
+
+    connect = connecting({"a.example.com": say_nothing})
+    with pytest.raises(psycopg.OperationalError, match=r"no connection within 0\.05 s"):
+        connect_to_primary(connect, "postgresql://a.example.com/lastcall", within_s=0.05, autocommit=True)
+    over.set()
+
+
+def test_whatever_connecting_raises_is_raised() -> None:
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        connect_to_primary(connecting({"a.example.com": fail}), "postgresql://a.example.com/lastcall", autocommit=True)

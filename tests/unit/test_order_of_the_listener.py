@@ -202,8 +202,15 @@ def test_a_round_follows_after_a_quarter_of_a_lease_or_half_a_second(
     assert log.count("renew") == 1 and log.count("position") == 1 + hints
 
 
+@pytest.mark.parametrize(
+    ("hung_s", "pauses_s"), [(0.0, [0.1, 0.2, 0.4, 0.8, 0.8, 0.8]), (0.25, [0.0, 0.0, 0.15, 0.55, 0.55, 0.55])]
+)
 def test_the_listener_tries_again_within_a_second_however_long_the_database_is_away(
-    listener: CutoffListener, monkeypatch: pytest.MonkeyPatch
+    listener: CutoffListener,
+    listener_clock: RecordingClock,
+    monkeypatch: pytest.MonkeyPatch,
+    hung_s: float,
+    pauses_s: list[float],
 ) -> None:
     waits: list[float] = []
 
@@ -213,13 +220,16 @@ def test_the_listener_tries_again_within_a_second_however_long_the_database_is_a
             listener._stopping.set()
 
     def away() -> None:
+        listener_clock.now_ns += int(hung_s * SECOND_NS)
         raise psycopg.OperationalError("away")
+
+    listener_clock.step_ns = 0
 
     monkeypatch.setattr(listener, "_connect", away)
     monkeypatch.setattr(listener_module.random, "uniform", lambda _, most: most)
     monkeypatch.setattr(listener._stopping, "wait", wait)
     listener._run()
-    assert waits == [0.1, 0.2, 0.4, 0.8, 0.8, 0.8]
+    assert waits == pytest.approx(pauses_s)
     assert listener.database_is_silent
 
 
