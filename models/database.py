@@ -73,7 +73,8 @@ def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> N
     def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
         connection = patience.connect(url, **options)
         if not pooled:
-            connection.execute(f"SELECT {limits}")
+            row = connection.execute(f"SELECT pg_backend_pid(), {limits}").fetchone()
+            connection.server_pid = row[0] if row else None
             connection.commit()
         return connection
 

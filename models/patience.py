@@ -2,6 +2,9 @@
 
 PostgreSQL's own timeouts bound what a living server does. Behind a cut network, or a server that was stopped, no
 timeout of its can run out, and neither keepalives nor `tcp_user_timeout` bound a read. Here another thread hangs up.
+
+Where the database answers others, one connection alone may have been forgotten by what is in between. Then a witness
+asks the server whether it is at work for that connection, or waits for a statement that we sent long ago.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from psycopg.pq import TransactionStatus
 from lastcall.ask import hang_up
 from lastcall.clock import boottime_ns
 from lastcall.hosts import connect_to_primary
+from models.witness import Witness
 
 WAIT_S = 0.4
 """A statement that has waited for so long is given up once the database is silent (seconds)."""
@@ -28,12 +32,16 @@ COMMIT_S = 1.5
 standby is away, while whoever only reads is answered (seconds)."""
 TRY_EVERY_S = 0.25
 _LOOK_EVERY_S = 0.05
+_ASK_EVERY_S = 0.1
 
 
 class PatientConnection(psycopg.Connection[Any]):
     """A connection whose every wait is noted, so that another thread can end it."""
 
     patience: Patience | None = None
+    server_pid: int | None = None
+    """The server process behind it; None where a pooler may change it."""
+    is_witness = False
     committing = False
     _warned = False
 
@@ -88,6 +96,7 @@ class Patience:
         self._gave_up = False
         self._stopping = threading.Event()
         self._pid = 0
+        self._conninfo = ""
 
     def is_silent(self) -> bool:
         return self._listener_hears_nothing() and boottime_ns() - self._last_answer_ns() > WAIT_S * 1e9
@@ -113,33 +122,53 @@ class Patience:
     def ensure_running(self) -> None:
         if self._pid != os.getpid():
             self._pid, self._stopping = os.getpid(), threading.Event()
-            threading.Thread(target=self._watch, args=(self._stopping,), name="lastcall-patience", daemon=True).start()
+            for name, work in (("lastcall-patience", self._watch), ("lastcall-witness", self._find_forgotten)):
+                threading.Thread(target=work, args=(self._stopping,), name=name, daemon=True).start()
 
     def stop(self) -> None:
         self._stopping.set()
 
     def connect(self, conninfo: str, **options: Any) -> PatientConnection:
         """Raises psycopg.OperationalError after CONNECT_S at most."""
+        self._conninfo = conninfo
         try:
-            connection = connect_to_primary(
-                PatientConnection.connect, conninfo, within_s=CONNECT_S, connect_timeout=2, **options
-            )
+            connection = self._open(**options)
         except psycopg.OperationalError:
             self._failed_ns = boottime_ns()
             raise
-        connection.patience = self
         connection.add_notice_handler(connection.note_warning)
+        return connection
+
+    def _open(self, **options: Any) -> PatientConnection:
+        connection = connect_to_primary(
+            PatientConnection.connect, self._conninfo, within_s=CONNECT_S, connect_timeout=2, **options
+        )
+        connection.patience = self
         return connection
 
     def _watch(self, stopping: threading.Event) -> None:
         while not stopping.wait(_LOOK_EVERY_S):
-            if not self._listener_hears_nothing():
-                self._gave_up = False
-                continue
+            hears_nothing = self._listener_hears_nothing()
+            self._gave_up = self._gave_up and hears_nothing
             silent, now_ns = self.is_silent(), boottime_ns()
             for connection, since_ns in list(self.waits.values()):
                 waited_s = (now_ns - since_ns) / 1e9
-                if (silent and waited_s > WAIT_S) or (connection.committing and waited_s > COMMIT_S):
-                    self._failed_ns = now_ns
+                hangs = hears_nothing and connection.committing and waited_s > COMMIT_S
+                if hangs or (waited_s > WAIT_S and (silent or connection.is_witness)):
                     self._gave_up = self._gave_up or connection.committing
+                    self._failed_ns = now_ns
                     hang_up(connection)
+
+    def _find_forgotten(self, stopping: threading.Event) -> None:
+        witness = Witness(self._open_witness)
+        while not stopping.wait(_ASK_EVERY_S):
+            since_ns = boottime_ns() - WAIT_S * 1e9
+            waits = [wait for wait in list(self.waits.values()) if wait[0].server_pid and wait[1] < since_ns]
+            for connection in witness.find_forgotten(waits):
+                hang_up(connection)
+        witness.close()
+
+    def _open_witness(self) -> PatientConnection:
+        connection = self._open(application_name="lastcall-witness", autocommit=True)
+        connection.is_witness = True
+        return connection

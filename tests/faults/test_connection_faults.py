@@ -144,6 +144,38 @@ def test_only_the_listeners_connection_hangs(start_bench: StartBench) -> None:
     assert longest_s < LONGEST_S + 0.5, f"a request hung for {longest_s:.1f} s"
 
 
+@pytest.mark.parametrize("later_ones", [True, False], ids=["new ones too", "those there are"])
+def test_only_the_applications_connections_hang(start_bench: StartBench, later_ones: bool) -> None:
+    """The listeners hear everything: nothing but the server knows that it does not work for these connections."""
+    which = "those there are, and new ones" if later_ones else "those there are"
+    bench = start_bench(
+        f"only the pools' connections hang half-open: {which}", "no request hangs longer than 1 s", workers=(2,)
+    )
+    at_once = 12
+    act = requests_of_every_kind(bench, bench.bystander, bench.bystander, bench.bystander)["own sessions"]
+
+    def ask_many() -> list[tuple[int, float]]:
+        with ThreadPoolExecutor(at_once) as threads:
+            asked = [threads.submit(timed_status, act) for _ in range(3 * at_once)]
+            return [future.result(60) for future in asked]
+
+    for _ in range(max(1, ROUNDS // 20)):
+        ask_many()
+        bench.host.proxy.swallow("lastcall")
+        if not later_ones:
+            bench.host.proxy.heal()
+        said = ask_many()
+        slowest_s = max(took_s for _, took_s in said)
+        assert slowest_s < LONGEST_S + 0.5, f"a request hung for {slowest_s:.1f} s"
+        assert {status for status, _ in said} <= {ACCEPTED, NOT_NOW}
+        bench.host.proxy.heal()
+        since_s = time.monotonic()
+        while {status for status, _ in ask_many()} != {ACCEPTED}:
+            assert time.monotonic() - since_s < 2.0 + SLACK_S
+        bench.rounds(3)
+    bench.check()
+
+
 def test_workers_that_nobody_asks_are_not_told_that_the_database_is_away(start_bench: StartBench) -> None:
     """Their listeners hear nothing and they have asked nothing for a while: that is no reason to refuse anybody."""
     bench = start_bench(

@@ -78,7 +78,7 @@ def test_a_worker_opens_no_more_connections_than_the_page_says(
 ) -> None:
     budget = budget_of_the_page()
     pool = ENGINE_OPTIONS["pool_size"] + ENGINE_OPTIONS["max_overflow"]
-    assert budget == {"lastcall": pool, "lastcall-ask": AT_ONCE, "lastcall-listener": 1}
+    assert budget == {"lastcall": pool, "lastcall-ask": AT_ONCE, "lastcall-listener": 1, "lastcall-witness": 1}
     server = start_gunicorn(WORKERS, LASTCALL_LEASE="0.5")
     admin = sign_in(server)
     counting = Counting(psql)
@@ -86,6 +86,7 @@ def test_a_worker_opens_no_more_connections_than_the_page_says(
         # Whoever wants to read the sessions has to wait, and holds his connection meanwhile.
         somebody.execute("LOCK TABLE login_sessions IN ACCESS EXCLUSIVE MODE")
         counting.until("lastcall", WORKERS * pool)
+        counting.until("lastcall-witness", WORKERS)
         counting.during(0.3)
     at_work = dict(counting.most)
     with psycopg.connect(database_url) as somebody, all_threads_busy(server, admin.token, ME):
@@ -97,5 +98,6 @@ def test_a_worker_opens_no_more_connections_than_the_page_says(
         counting.during(1.5)
     # One that was just given up may still be going, one that connects has another one to prove itself.
     assert at_work["lastcall-listener"] in range(WORKERS, 2 * WORKERS + 1)
+    assert at_work["lastcall-witness"] == WORKERS
     assert at_work["lastcall"] in range(WORKERS * pool, WORKERS * (pool + 1) + 1)
     assert counting.most["lastcall-ask"] <= 2 * WORKERS * AT_ONCE, "those that are asked, and those just given up"

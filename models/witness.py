@@ -1,0 +1,67 @@
+"""The witness: asks the server whether it is at work for a connection that waits.
+
+What is between us and the server (a firewall, a proxy, a machine that is gone) may forget one connection and go on
+carrying others. Who waits on it waits for ever, and a statement that is slow waits as well: the server knows which.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import psycopg
+
+if TYPE_CHECKING:
+    from models.patience import PatientConnection
+
+    Wait = tuple[PatientConnection, int]
+
+# PostgreSQL manual, "pg_stat_activity": an idle process waits for a command. What may not be seen counts as work.
+_AT_WORK: LiteralString = """
+SELECT pid FROM pg_stat_activity WHERE pid = ANY(%s) AND coalesce(state, '') NOT LIKE 'idle%%'
+"""
+
+
+class Witness:
+    """`connect` opens its connection, which it holds only while there is something to ask."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
+        self._connect = connect
+        self._connection: psycopg.Connection[Any] | None = None
+        self._idle: set[Wait] = set()
+
+    def find_forgotten(self, waits: Sequence[Wait]) -> list[PatientConnection]:
+        """Those for whom the server did nothing now and the time before, although nothing is there to be read.
+
+        `waits` are connections with the time since when each waits (nanoseconds).
+        """
+        before, self._idle = self._idle, set()
+        if not waits:
+            self.close()
+            return []
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            found = self._connection.execute(_AT_WORK, ([connection.server_pid for connection, _ in waits],))
+            at_work = {row[0] for row in found}
+        except psycopg.Error:  # it is no witness either; the listener will hear nothing, if nobody is answered
+            self.close()
+            return []
+        self._idle = {wait for wait in waits if wait[0].server_pid not in at_work and not _has_news(wait[0])}
+        return [connection for connection, _ in self._idle & before]
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _has_news(connection: psycopg.Connection[Any]) -> bool:
+    """Whether an answer has come that nobody has read yet."""
+    poll = select.poll()
+    try:
+        poll.register(connection.pgconn.socket, select.POLLIN)
+        return bool(poll.poll(0))
+    except (psycopg.Error, OSError):  # it was closed meanwhile
+        return True
