@@ -25,7 +25,7 @@ from models.witness import Witness
 
 WAIT_S = 0.4
 """A statement that has waited for so long is given up once the database is silent (seconds)."""
-CONNECT_S = 0.9
+CONNECT_S = 0.75
 """How long a new connection may take (seconds); libpq's connect_timeout knows whole seconds, 2 at least."""
 COMMIT_S = 1.5
 """A commit that has waited for so long is given up once the listener's own are not answered either: the synchronous
