@@ -76,6 +76,7 @@ def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> N
             row = connection.execute(f"SELECT pg_backend_pid(), {limits}").fetchone()
             connection.server_pid = row[0] if row else None
             connection.commit()
+        connection.is_brief = False
         return connection
 
     with app.app_context():

@@ -41,7 +41,8 @@ class PatientConnection(psycopg.Connection[Any]):
     patience: Patience | None = None
     server_pid: int | None = None
     """The server process behind it; None where a pooler may change it."""
-    is_witness = False
+    is_brief = True
+    """Whether its statements are short ones: nobody waits for them, whatever else the database answers."""
     committing = False
     _warned = False
 
@@ -154,7 +155,7 @@ class Patience:
             for connection, since_ns in list(self.waits.values()):
                 waited_s = (now_ns - since_ns) / 1e9
                 hangs = hears_nothing and connection.committing and waited_s > COMMIT_S
-                if hangs or (waited_s > WAIT_S and (silent or connection.is_witness)):
+                if hangs or (waited_s > WAIT_S and (silent or connection.is_brief)):
                     self._gave_up = self._gave_up or connection.committing
                     self._failed_ns = now_ns
                     hang_up(connection)
@@ -169,6 +170,4 @@ class Patience:
         witness.close()
 
     def _open_witness(self) -> PatientConnection:
-        connection = self._open(application_name="lastcall-witness", autocommit=True)
-        connection.is_witness = True
-        return connection
+        return self._open(application_name="lastcall-witness", autocommit=True)
