@@ -97,7 +97,8 @@ def main(arguments: list[str]) -> int:
 
 def _footer() -> str:
     python = platform.python_version()
-    return f"\n{ROUNDS} revocations for each fault, Python {python}, {os.cpu_count()} cores.\n"
+    fewer = "fewer where one takes a whole outage or the fault is a single event; the table says how many"
+    return f"\n{ROUNDS} revocations for each fault, {fewer}. Python {python}, {os.cpu_count()} cores.\n"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ ROUNDS = int(os.environ.get("LASTCALL_FAULT_ROUNDS", "10"))
 LEASE_S, MARGIN_S = 2.0, 0.25
 SLACK_S = 1.0
 """The machine is small and shared: what is promised may take so much longer here."""
+IN_FULL = ROUNDS >= 100
+LATE_S = 0.0 if IN_FULL else SLACK_S
+"""On top of what a row of docs/reliability.md promises in seconds: that table is made on a machine that is idle."""
 DEADLINE_S = 40.0
 
 

@@ -28,6 +28,13 @@ class Hooks:
         """Each round of the listener pauses: half before it reads, half between reading a cutoff and applying it."""
         self._set(f"slow-{pid}", str(seconds))
 
+    def stick_the_listener(self, pid: int) -> None:
+        """From its next round on the listener stays in a transaction, and reads nothing."""
+        self._set(f"stuck-{pid}", "")
+
+    def let_the_listener_go(self, pid: int) -> None:
+        (self.folder / f"stuck-{pid}").unlink()
+
     def die_before_the_receipt(self) -> None:
         """The next worker that has committed a revocation is killed before it says so."""
         self._set("die", "")
@@ -72,15 +79,20 @@ def _number(path: Path) -> float:
 def _slow_down_the_listener(folder: Path) -> None:
     from lastcall.listener import CutoffListener
 
-    path = folder / f"slow-{os.getpid()}"
+    path, stuck = folder / f"slow-{os.getpid()}", folder / f"stuck-{os.getpid()}"
     listener: Any = CutoffListener
     read, apply = listener._read, listener._apply
     due = [0.0]
 
-    def slow_read(*args: Any, **kwargs: Any) -> Any:
+    def slow_read(self: Any, connection: Any) -> Any:
+        if stuck.exists():
+            connection.execute("BEGIN")
+            connection.execute("SELECT 1")
+            while stuck.exists():
+                time.sleep(0.01)
         due[0] = _number(path) / 2
         time.sleep(due[0])
-        return read(*args, **kwargs)
+        return read(self, connection)
 
     def slow_apply(*args: Any, **kwargs: Any) -> Any:
         pause_s, due[0] = due[0], 0.0

@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import PASSWORD
 from tests.faults.bench import (
     DEADLINE_S,
+    IN_FULL,
+    LATE_S,
     LEASE_S,
     MARGIN_S,
     ROUNDS,
@@ -28,7 +30,6 @@ from tests.faults.conftest import StartBench
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED, Token
 from tools.postgres import EmbeddedPostgres
 
-IN_FULL = ROUNDS >= 100
 LONGEST_S = 1.0
 """No request may take longer, whatever the database does."""
 
@@ -50,15 +51,15 @@ def test_connections_are_cut(start_bench: StartBench, cut: Callable[[Bench], Non
     how = {"terminate": "pg_terminate_backend", "reset": "the proxy resets"}[cut.__name__]
     bench = start_bench(f"connections are cut ({how})", "back within 1 s; nothing is missed")
     cycle = 0
-    while cycle < max(3, ROUNDS // 3):
+    while cycle < max(3, ROUNDS // 2):
         cycle += 1
         token = bench.new_victim()
         cut(bench)
         bench.revoke_by_psql(token.subject)
         took_s = bench.wait_until_refused(token)
-        assert took_s < 1.0 + SLACK_S, f"a revocation was missed for {took_s:.1f} s"
+        assert took_s < 1.0 + LATE_S, f"a revocation was missed for {took_s:.1f} s"
         took_s = bench.wait_until_usual()
-        assert took_s < 1.0 + SLACK_S, f"it took {took_s:.1f} s"
+        assert took_s < 1.0 + LATE_S, f"it took {took_s:.1f} s"
         bench.rounds(2)
     bench.check()
 
@@ -80,10 +81,9 @@ def test_the_database_refuses_connections_for_a_while(start_bench: StartBench) -
         while set(bench.load.ask_each(bench.bystander)) != {ACCEPTED}:
             assert time.monotonic() - since_s < DEADLINE_S
         took_s = bench.wait_until_usual(since_s)
-        # The backoff has grown to 2 s at most.
-        assert took_s < LEASE_S + SLACK_S, f"it took {took_s:.1f} s"
+        assert took_s < 1.0 + LATE_S, f"it took {took_s:.1f} s"
         assert set(bench.load.ask_each(token)) == {REFUSED}
-        bench.rounds(3)
+        bench.rounds(20 if IN_FULL else 3)
     bench.check()
     assert bench.host.log().count("has lost the database") == 4 * max(1, ROUNDS // 20), "one line for each worker"
 
@@ -111,12 +111,12 @@ def test_one_host_is_cut_off_by_a_silent_network(start_bench: StartBench) -> Non
         cut_off.proxy.heal()
         took_s = bench.wait_until_usual()
         assert set(statuses(late)) <= {REFUSED, NOT_NOW}
-        assert took_s < 2.0 + SLACK_S, f"it took {took_s:.1f} s to recover"
+        assert took_s < 2.0 + LATE_S, f"it took {took_s:.1f} s to recover"
         assert set(bench.load.ask_each(token)) == {REFUSED}
         bench.rounds(3, healthy)
     bench.check()
     longest_s = bench.history.longest_request_s()
-    assert longest_s < LONGEST_S + 0.5, f"a request hung for {longest_s:.1f} s"
+    assert longest_s < LONGEST_S + LATE_S, f"a request hung for {longest_s:.1f} s"
 
 
 def test_only_the_listeners_connection_hangs(start_bench: StartBench) -> None:
@@ -138,10 +138,10 @@ def test_only_the_listeners_connection_hangs(start_bench: StartBench) -> None:
         assert said.count(ACCEPTED) > 0.9 * len(said), "a worker that can ask does not need to say 503"
         bench.host.proxy.heal()
         took_s = bench.wait_until_usual()
-        assert took_s < 2.0 + SLACK_S, f"it took {took_s:.1f} s to recover"
+        assert took_s < 2.0 + LATE_S, f"it took {took_s:.1f} s to recover"
     bench.check()
     longest_s = bench.history.longest_request_s()
-    assert longest_s < LONGEST_S + 0.5, f"a request hung for {longest_s:.1f} s"
+    assert longest_s < LONGEST_S + LATE_S, f"a request hung for {longest_s:.1f} s"
 
 
 @pytest.mark.parametrize("later_ones", [True, False], ids=["new ones too", "those there are"])
@@ -166,13 +166,13 @@ def test_only_the_applications_connections_hang(start_bench: StartBench, later_o
             bench.host.proxy.heal()
         said = ask_many()
         slowest_s = max(took_s for _, took_s in said)
-        assert slowest_s < LONGEST_S + 0.5, f"a request hung for {slowest_s:.1f} s"
+        assert slowest_s < LONGEST_S + LATE_S, f"a request hung for {slowest_s:.1f} s"
         assert {status for status, _ in said} <= {ACCEPTED, NOT_NOW}
         bench.host.proxy.heal()
         since_s = time.monotonic()
         while {status for status, _ in ask_many()} != {ACCEPTED}:
-            assert time.monotonic() - since_s < 2.0 + SLACK_S
-        bench.rounds(3)
+            assert time.monotonic() - since_s < 2.0 + LATE_S
+        bench.rounds(20 if IN_FULL else 3)
     bench.check()
 
 
@@ -216,7 +216,7 @@ def test_connections_that_died_while_nobody_asked_hold_nobody_up(start_bench: St
         time.sleep(2 * LEASE_S)
         said = take_many()
         slowest_s = max(took_s for _, took_s in said)
-        assert slowest_s < LONGEST_S + 0.5, f"a request hung for {slowest_s:.1f} s"
+        assert slowest_s < LONGEST_S + LATE_S, f"a request hung for {slowest_s:.1f} s"
         assert {status for status, _ in take_many()} == {ACCEPTED}
     bench.figures.outcome = "held"
 
@@ -311,7 +311,7 @@ def test_no_request_of_any_kind_hangs_while_the_database_is_silent(
                 except TimeoutError:
                     hung.append(f"{name}, {phase}: over 5 s")
                     continue
-                if took_s > LONGEST_S + 0.5:
+                if took_s > LONGEST_S + LATE_S:
                     hung.append(f"{name}, {phase}: {took_s:.1f} s, {status}")
                 if status not in (ACCEPTED, REFUSED, NOT_NOW) or (phase == "after the lease" and status != NOT_NOW):
                     odd.append(f"{name}, {phase}: {status}")
@@ -324,7 +324,7 @@ def test_no_request_of_any_kind_hangs_while_the_database_is_silent(
     took_s = bench.wait_until_usual()
     assert not hung, "hung: " + "; ".join(hung)
     assert not odd, "odd answers: " + "; ".join(odd)
-    assert took_s < 2.0 + SLACK_S, f"it took {took_s:.1f} s to recover"
+    assert took_s < 2.0 + LATE_S, f"it took {took_s:.1f} s to recover"
     bench.check()
 
 

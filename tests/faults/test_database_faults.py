@@ -15,6 +15,8 @@ import pytest
 
 from tests.faults.bench import (
     DEADLINE_S,
+    IN_FULL,
+    LATE_S,
     LEASE_S,
     MARGIN_S,
     ROUNDS,
@@ -31,8 +33,6 @@ from tests.faults.standby import Standby
 from tests.faults.wrong_clock import WrongClock
 from tools.postgres import EmbeddedPostgres
 
-IN_FULL = ROUNDS >= 100
-
 
 def test_the_database_is_killed_and_started_again(start_bench: StartBench, cluster: EmbeddedPostgres) -> None:
     bench = start_bench(
@@ -47,7 +47,7 @@ def test_the_database_is_killed_and_started_again(start_bench: StartBench, clust
     bench.wait_until_usual()
     bench.figures.recovery_s = None
     cycle = 0
-    while cycle < max(1, ROUNDS // 7):
+    while cycle < max(1, ROUNDS // 7 + 1):
         cycle += 1
         bench.rounds(3)
         tokens = [bench.new_victim() for _ in range(2)]
@@ -114,12 +114,12 @@ def test_the_database_is_frozen(start_bench: StartBench, cluster: EmbeddedPostgr
                 assert set(bench.load.ask_each(bench.bystander)) == {NOT_NOW}
                 assert set(bench.load.ask_each(token)) == {NOT_NOW}
         took_s = bench.wait_until_usual()
-        assert took_s < LEASE_S + SLACK_S, f"it took {took_s:.1f} s to recover"
+        assert took_s < LEASE_S + LATE_S, f"it took {took_s:.1f} s to recover"
         assert set(bench.load.ask_each(token)) == {REFUSED}
-        bench.rounds(3)
+        bench.rounds(18 if IN_FULL else 3)
     bench.check()
     longest_s = bench.history.longest_request_s()
-    assert longest_s < 1.0 + 0.5, f"a guarded request hung for {longest_s:.1f} s"
+    assert longest_s < 1.0 + LATE_S, f"a guarded request hung for {longest_s:.1f} s"
 
 
 def test_the_clock_of_the_database_steps(start_bench: StartBench, tmp_path: Path) -> None:
@@ -440,8 +440,13 @@ def test_the_queue_of_notify_is_full(start_bench: StartBench, cluster: EmbeddedP
         psql.execute("ALTER SYSTEM SET max_notify_queue_pages = 64")
     cluster.stop()
     cluster.start()
-    bench = start_bench("the NOTIFY queue is full", "in force by the lease all the same", database=cluster)
+    bench = start_bench(
+        "the NOTIFY queue is full; then a listener is stuck in a transaction as well",
+        "in force by the lease all the same; the stuck one is fenced",
+        database=cluster,
+    )
     bench.rounds(2)
+    pid = bench.pids[0]
     with bench.psql() as stuck, bench.psql() as psql:
         # Somebody listens, and stays in a transaction: what he has not read can't be thrown away.
         stuck.execute("LISTEN anything")
@@ -450,7 +455,18 @@ def test_the_queue_of_notify_is_full(start_bench: StartBench, cluster: EmbeddedP
         with pytest.raises(psycopg.OperationalError, match="NOTIFY queue"):
             for _ in range(1000):
                 psql.execute("SELECT pg_notify('anything', repeat('x', 7900) || g) FROM generate_series(1, 50) AS g")
-        bench.rounds(3)
+        for answer in bench.rounds(100 if IN_FULL else 3):
+            assert answer.json["workers"]["confirmed"] == 4
+        token = bench.new_victim()
+        bench.host.hooks.stick_the_listener(pid)
+        time.sleep(LEASE_S / 2)  # a round begins each quarter of a lease
+        since_s = time.monotonic()
+        workers = bench.revoke_at_last(token.subject).json["workers"]
+        assert (workers["live"], workers["confirmed"], workers["fenced"]) == (3, 3, 1)
+        assert time.monotonic() - since_s < LEASE_S + MARGIN_S + SLACK_S
+        assert set(bench.load.ask_each(token, 2)) == {REFUSED}
+        bench.host.hooks.let_the_listener_go(pid)
+        bench.wait_until_usual()
         stuck.execute("ROLLBACK")
     bench.rounds(2)
     bench.check()

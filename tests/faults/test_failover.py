@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import LEASE_S, MARGIN_S, ROUNDS, SLACK_S, Bench, Host, ask, kill_database
+from tests.faults.bench import IN_FULL, LEASE_S, MARGIN_S, ROUNDS, SLACK_S, Bench, Host, ask, kill_database
 from tests.faults.conftest import StartBench, StartHost
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED, Token
 from tests.faults.proxy import Proxy
@@ -94,7 +94,7 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
         for token in tokens:
             assert set(bench.load.ask_each(token)) == {REFUSED}
         assert set(bench.load.ask_each(bench.bystander)) == {ACCEPTED}, "nothing is in doubt, so nobody is signed out"
-        bench.rounds(2)
+        bench.rounds(46 if IN_FULL else 2)
         primary, here, there = standby.server, there, here
     bench.figures.recovery_s = slowest_s
     bench.check()

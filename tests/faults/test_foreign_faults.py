@@ -20,7 +20,7 @@ from models.database import apply_schema, db
 from models.housekeeping import purge
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE
-from tests.faults.bench import DEADLINE_S, LEASE_S, ROUNDS, SLACK_S, Bench, Host, ask
+from tests.faults.bench import DEADLINE_S, LEASE_S, SLACK_S, Bench, Host, ask
 from tests.faults.conftest import StartBench, StartHost
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED
 from tests.faults.pooler import TransactionPooler
@@ -28,8 +28,6 @@ from tests.faults.report import REPORT
 from tests.gunicorn import ROOT, free_port
 from tests.workers.people import make_person, sign_in, status_of, statuses_on
 from tools.postgres import APP, EmbeddedPostgres, _as_ordinary_user
-
-IN_FULL = ROUNDS >= 100
 
 # ----------------------------------------------------------------------------------------------------------- NOTIFY
 

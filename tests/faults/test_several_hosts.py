@@ -14,7 +14,7 @@ import pytest
 from app import prepare_database
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE
-from tests.faults.bench import DEADLINE_S, LEASE_S, MARGIN_S, ROUNDS, SLACK_S, Bench, Host
+from tests.faults.bench import DEADLINE_S, LATE_S, LEASE_S, MARGIN_S, ROUNDS, SLACK_S, Bench, Host
 from tests.faults.history import NOT_NOW, REFUSED
 from tests.faults.hooks import FOLDER, Hooks
 from tests.faults.networks import NAMESPACE, Forbidden, Gate, Networks
@@ -103,7 +103,7 @@ def test_a_host_that_is_cut_off_fences_itself_and_the_others_go_on(bench: Bench,
         finally:
             networks.plug_in("a")
         took_s = bench.wait_until_usual()
-        assert took_s < 5.0, f"it took {took_s:.1f} s to recover"
+        assert took_s < 2.0 + LATE_S, f"it took {took_s:.1f} s to recover"
         assert set(bench.load.ask_each(token)) == {REFUSED}
         for host in bench.hosts:
             workers = bench.round(host)[0].json["workers"]

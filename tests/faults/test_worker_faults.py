@@ -10,11 +10,10 @@ from threading import Barrier
 
 import pytest
 
-from tests.faults.bench import DEADLINE_S, LEASE_S, MARGIN_S, ROUNDS, SLACK_S, Bench, paused, timed
+from tests.faults.bench import DEADLINE_S, IN_FULL, LEASE_S, MARGIN_S, ROUNDS, SLACK_S, Bench, paused, timed
 from tests.faults.conftest import StartBench
 from tests.faults.history import ACCEPTED, LOST, NOT_NOW, REFUSED
 
-IN_FULL = ROUNDS >= 100
 PAUSE_S = 5.0 if IN_FULL else 3.0
 
 
