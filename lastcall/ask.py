@@ -48,6 +48,32 @@ LIMIT 1
 """
 
 
+class _GivenUp(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class _Question:
+    """One that is being asked, so that whoever has waited long enough can hang up."""
+
+    def __init__(self) -> None:
+        self._given_up = threading.Event()
+        self._connection: psycopg.Connection | None = None
+
+    def goes_by(self, connection: psycopg.Connection) -> None:
+        """Raises _GivenUp when it is too late; after that a statement on `connection` fails once it is."""
+        self._connection = connection
+        if self._given_up.is_set():
+            raise _GivenUp
+
+    def is_over(self) -> None:
+        self._connection = None
+
+    def give_up(self) -> None:
+        self._given_up.set()
+        if (connection := self._connection) is not None:
+            hang_up(connection)
+
+
 class Asker:
     """Puts `Cutoffs.refuses` to the primary, by an indexed query that begins after the request came."""
 
@@ -58,6 +84,7 @@ class Asker:
         """When the last question was answered (CLOCK_BOOTTIME, nanoseconds)."""
         self._failed_ns = 0
         self._pid = 0
+        self._starting = threading.Lock()
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._threads: ThreadPoolExecutor | None = None
         self._local = threading.local()
@@ -79,51 +106,65 @@ class Asker:
         """The database's clock (seconds since 1970 UTC). Raises CutoffsStale when there is no answer in time."""
         return self._put(_read_clock)
 
-    def _put(self, question: Callable[[psycopg.Connection], T]) -> T:
-        if self._pid != os.getpid():  # threads do not survive a fork
-            self._pid, self._slots = os.getpid(), threading.BoundedSemaphore(AT_ONCE)
-            self._threads = ThreadPoolExecutor(AT_ONCE, "lastcall-ask")
+    def _put(self, ask: Callable[[psycopg.Connection], T]) -> T:
         came_ns = boottime_ns()
-        turn_s = PATIENCE_S if self._failed_ns <= self.answered_ns else 0
-        if self._threads is None or not self._slots.acquire(timeout=turn_s):
+        threads, slots = self._threads_of_this_process()
+        # While nothing is answered nobody waits for a turn; and whoever has one gets half of the time at least.
+        turn_s = PATIENCE_S / 2 if self._failed_ns <= self.answered_ns else 0
+        if threads is None or not slots.acquire(timeout=turn_s):
             raise CutoffsStale
-        opened: list[psycopg.Connection] = []
+        question = _Question()
         try:
-            answer: Future[T] = self._threads.submit(self._ask, question, opened)
+            answer: Future[T] = threads.submit(self._ask, ask, question)
         except RuntimeError:  # the process is ending
-            self._slots.release()
+            slots.release()
             raise CutoffsStale from None
-        answer.add_done_callback(lambda _: self._slots.release())
+        answer.add_done_callback(lambda _: slots.release())
         try:
             found = answer.result(PATIENCE_S - (boottime_ns() - came_ns) / 1e9)
             self.answered_ns = boottime_ns()
             return found
         except TimeoutError:
             self._failed_ns = boottime_ns()
-            for connection in opened:
-                hang_up(connection)
+            answer.cancel()
+            question.give_up()
             raise CutoffsStale from None
         except psycopg.Error:
             self._failed_ns = boottime_ns()
             raise CutoffsStale from None
 
-    def _ask(self, question: Callable[[psycopg.Connection], T], opened: list[psycopg.Connection]) -> T:
-        connection: psycopg.Connection | None = getattr(self._local, "connection", None)
-        if connection is None or connection.closed or boottime_ns() - self._local.used_ns > _IDLE_S * 5e8:
-            connection = self._connect(opened)
-        else:
-            opened.append(connection)
-        self._local.used_ns = boottime_ns()
+    def _threads_of_this_process(self) -> tuple[ThreadPoolExecutor | None, threading.BoundedSemaphore]:
+        if self._pid != os.getpid():  # threads do not survive a fork
+            with self._starting:
+                if self._pid != os.getpid():
+                    self._slots = threading.BoundedSemaphore(AT_ONCE)
+                    self._threads = ThreadPoolExecutor(AT_ONCE, "lastcall-ask")
+                    self._pid = os.getpid()
+        return self._threads, self._slots
+
+    def _ask(self, ask: Callable[[psycopg.Connection], T], question: _Question) -> T:
+        local = self._local
+        connection: psycopg.Connection | None = getattr(local, "connection", None)
+        if connection is None or connection.closed or boottime_ns() - local.used_ns > _IDLE_S * 5e8:
+            connection = self._connect()
+        question.goes_by(connection)
+        local.used_ns = boottime_ns()
         try:
+            if not local.is_limited:
+                self._limit(connection)
+                local.is_limited = True
             row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
             if row is None or row[0]:
                 raise psycopg.OperationalError("connected to a replica")
-            return question(connection)
+            return ask(connection)
         except BaseException:
             connection.close()
             raise
+        finally:
+            question.is_over()
 
-    def _connect(self, opened: list[psycopg.Connection]) -> psycopg.Connection:
+    def _connect(self) -> psycopg.Connection:
+        """A connection of this thread. It is kept, also when it takes longer than anybody waits."""
         old: psycopg.Connection | None = getattr(self._local, "connection", None)
         if old is not None:
             old.close()
@@ -135,15 +176,16 @@ class Asker:
             application_name="lastcall-ask",
             prepare_threshold=None,
         )
-        opened.append(connection)  # whoever gives up the question hangs up from now on
-        self._local.connection = connection
+        self._local.connection, self._local.used_ns, self._local.is_limited = connection, boottime_ns(), self._pooled
         self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
-        if not self._pooled:  # there it would stay with a connection that belongs to others as well
-            # A server process whose client hung up does not notice while it waits for a lock, or for a question.
-            limits = (f"{_IDLE_S}s", f"{int(PATIENCE_S * 1000)}ms")
-            query = "SELECT set_config('idle_session_timeout', %s, FALSE), set_config('statement_timeout', %s, FALSE)"
-            connection.execute(query, limits)
         return connection
+
+    def _limit(self, connection: psycopg.Connection) -> None:
+        """A server process whose client hung up does not notice while it waits for a lock, or for a question. Behind a
+        pooler the setting would stay with a connection that belongs to others as well."""
+        limits = (f"{_IDLE_S}s", f"{int(PATIENCE_S * 1000)}ms")
+        query = "SELECT set_config('idle_session_timeout', %s, FALSE), set_config('statement_timeout', %s, FALSE)"
+        connection.execute(query, limits)
 
 
 def _read_clock(connection: psycopg.Connection) -> float:

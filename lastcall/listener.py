@@ -44,13 +44,15 @@ _LOOK_UP_S = 0.1
 _PIECE = 1_000
 _STEP_NS = 2_000_000_000
 _DOUBT_LOCK = 7_530_005
+_BRING_BACK_S = 60
+"""What `bring_back_cutoffs` may take (seconds)."""
 
 
 ON_A_REPLICA = "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary"
 
 
 class Unsuitable(Exception):
-    """The connection can't carry LISTEN, or leads to a replica."""
+    """The connection can't carry LISTEN, leads to a replica, or what it shows is not to be trusted yet."""
 
 
 class CutoffListener:
@@ -89,6 +91,8 @@ class CutoffListener:
         self._said: set[str | None] = {None}
         """What the own row may hold as the position: what was confirmed last, or what was sent without an answer."""
         self._renewals = 0
+        self._doubted_gen: int | None = None
+        """After the database has gone back: nothing is trusted until everyone's generation is above this one."""
         self._round_due_ns = 0
         self._canary = 0
         self._complained = False
@@ -189,7 +193,9 @@ class CutoffListener:
 
     def _serve(self, connection: psycopg.Connection) -> None:
         self._prove(connection)
+        self._busy_since_ns = boottime_ns()
         went_back = self._register(connection)
+        self._busy_since_ns = boottime_ns()
         # Listen, then read: read-then-listen loses what is committed in between.
         connection.execute(f"LISTEN {CHANNEL}")
         prepare(connection, _READ_NEW, statements.READ_NEW)
@@ -263,7 +269,6 @@ class CutoffListener:
     def _register(self, connection: psycopg.Connection) -> bool:
         """Write the own row: a confirmation waits for the workers that it can see. Returns whether the database has
         gone back in time: a restored backup, or a failover that lost commits."""
-        known, position = self._renewals, self._position
         connection.execute("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING")
         row = connection.execute(
             statements.REGISTER,
@@ -276,17 +281,25 @@ class CutoffListener:
                 "lease_s": self.lease_s,
             },
         ).fetchone()
-        self._renewals, found = row or (0, None)
-        said, self._said = self._said, {None}
-        if position is None:
+        renewals, found = row or (0, None)
+        if self._has_gone_back(connection, renewals, found):
+            # Whatever fails from here on: it stays in doubt, and the row that told is new.
+            self.cutoffs.fence()
+            self._doubted_gen = max(self._doubted_gen or 0, self.cutoffs.everyone_gen)
+        self._renewals, self._said = renewals, {None}
+        return self._doubted_gen is not None
+
+    def _has_gone_back(self, connection: psycopg.Connection, renewals: int, found: str | None) -> bool:
+        """By the number and the position that the own row had when it was registered again."""
+        if self._position is None:
             return False
-        if 0 < self._renewals <= known:
+        if 0 < renewals <= self._renewals:
             return True
-        if self._renewals == known + 1 or found is not None:
+        if renewals == self._renewals + 1 or found is not None:
             # No renewal was lost. A revocation that returned after the last one had this worker's position before.
-            return found not in said
+            return found not in self._said
         # The row was gone: deleted because nothing moved for long, or lost. Then the transaction ids tell.
-        row = connection.execute(statements.WENT_BACK, (position,)).fetchone()
+        row = connection.execute(statements.WENT_BACK, (self._position,)).fetchone()
         return bool(row and row[0])
 
     # ----------------------------------------------------------------------------------------------- one round
@@ -300,7 +313,9 @@ class CutoffListener:
         # 3. Then the cutoffs, in a new snapshot.
         position = self._read(connection)
         # 4. Applied, so the lease counts, from the clock of step 1.
-        self.cutoffs.renew_lease(started_ns + int(self.lease_s * 1e9))
+        if self._doubted_gen is None or self.cutoffs.everyone_gen > self._doubted_gen:
+            self._doubted_gen = None
+            self.cutoffs.renew_lease(started_ns + int(self.lease_s * 1e9))
         # 5. Then the position.
         self._confirm(connection, position)
 
@@ -361,17 +376,29 @@ class CutoffListener:
         self.cutoffs.newest_us = max(self.cutoffs.newest_us, now_us, purged_at_us)
         offset_ns = now_us * 1000 - boottime_ns()
         stepped_back = self.reads_done > 0 and offset_ns < self.cutoffs.wall_offset_ns - _STEP_NS
-        if stepped_back or purged_at_us > now_us + _STEP_NS // 1000:
-            self._follow_the_clock_back(connection)
+        purged = purged_at_us > now_us + _STEP_NS // 1000
+        if stepped_back or purged:
+            self._follow_the_clock_back(connection, purged=purged)
         self.cutoffs.wall_offset_ns = offset_ns
         return position
 
-    def _follow_the_clock_back(self, connection: psycopg.Connection) -> None:
+    def _follow_the_clock_back(self, connection: psycopg.Connection, *, purged: bool) -> None:
         """The database's clock stepped back: tokens that had expired are good again, and so must be the cutoffs that
         were purged or forgotten since. Before the new time counts here."""
         log.warning("lastcall: the database's clock stepped back; worker %s brings back older cutoffs", os.getpid())
-        with suppress(psycopg.errors.InsufficientPrivilege):  # the server's own processes do it as well
-            connection.execute("SELECT bring_back_cutoffs()")
+        try:
+            with connection.transaction():
+                connection.execute("SELECT set_config('statement_timeout', %s, TRUE)", (f"{_BRING_BACK_S}s",))
+                self._busy_since_ns = boottime_ns() + _BRING_BACK_S * 1_000_000_000  # one statement, however many rows
+                connection.execute("SELECT bring_back_cutoffs()")
+        except psycopg.errors.InsufficientPrivilege:
+            if purged:  # what was purged is in the history alone until the server's own processes have done it
+                raise Unsuitable(
+                    "the database's clock stepped back; this waits until a worker of the server has brought back the"
+                    " cutoffs that were purged"
+                ) from None
+        finally:
+            self._busy_since_ns = boottime_ns()
         self._load(connection)
 
     def _apply(self, row: tuple[Any, ...]) -> None:
@@ -387,30 +414,33 @@ class CutoffListener:
     def _end_what_is_in_doubt(self, connection: psycopg.Connection) -> None:
         """The database has lost commits. Trust nothing, read everything anew and lower none of it; give back the
         revocations that this process still knows; and refuse every token of before, since sign-ins and revocations
-        of the lost time may have used the same generations as those to come."""
-        self.cutoffs.fence()
+        of the lost time may have used the same generations as those to come.
+
+        A role that may not do the last two waits until somebody has: the lease counts again by what is then read."""
         log.critical(
             "lastcall: the database has gone BACK in time (a restored backup, or a failover that lost commits); worker"
             " %s reads everything anew, gives back the revocations that it knows, and logs out all users, because"
             " revocations of the lost time may be missing",
             os.getpid(),
         )
-        known = self.cutoffs.everyone_gen
+        known = self._doubted_gen or 0
         self._load(connection)
         held = list(self.cutoffs.all_held())
         with suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DOUBT_LOCK,))
             connection.execute("SELECT set_config('lastcall.cause', 'database_went_back', TRUE)")
-            connection.execute(
-                statements.GIVE_BACK, tuple(list(part) for part in zip(*held, strict=True)) or ([], [], [])
-            )
+            for first in range(0, len(held), _PIECE):
+                self._busy_since_ns = boottime_ns()  # a million take longer than a lease
+                connection.execute(
+                    statements.GIVE_BACK, tuple(map(list, zip(*held[first : first + _PIECE], strict=True)))
+                )
             connection.execute(statements.END_WHAT_IS_IN_DOUBT, {"known": known})
 
     def _watch(self, stopping: threading.Event) -> None:
         """A probe cannot bound itself: what hangs for a lease in a silent connection is freed from here."""
         while not stopping.wait(self.lease_s / 4):
             since_ns = self._busy_since_ns
-            if since_ns and boottime_ns() - since_ns > self.lease_s * 1e9:
+            if since_ns and boottime_ns() - since_ns > max(self.lease_s, 1.0) * 1e9:
                 for connection in (self._connection, self._other):
                     if connection is not None:
                         hang_up(connection)

@@ -16,7 +16,7 @@ from sqlalchemy import CompoundSelect, Select, event, exc, text
 from sqlalchemy.orm import DeclarativeBase
 
 from lastcall.errors import DatabaseAway
-from models.patience import Patience
+from models.patience import POOL_S, Patience
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 _SCHEMA_LOCK = 7_530_001
@@ -48,7 +48,7 @@ ENGINE_URL = "postgresql+psycopg://"
 ENGINE_OPTIONS: dict[str, Any] = {
     "pool_size": 8,
     "max_overflow": 4,
-    "pool_timeout": 1,
+    "pool_timeout": POOL_S,
     "pool_use_lifo": True,
     "pool_recycle": 45,  # less than idle_session_timeout: what PostgreSQL has ended is never used
     "hide_parameters": True,  # they are names, addresses and hashes, and errors are logged
@@ -89,8 +89,8 @@ def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> N
 def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway, Busy or DatabaseFull."""
     patience: Patience | None = current_app.extensions.get("lastcall_patience")
-    if patience is not None and not patience.may_try():
-        raise DatabaseAway
+    if patience is not None:
+        patience.begin()
     with database_errors():
         try:
             yield db.session

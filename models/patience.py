@@ -20,13 +20,15 @@ from psycopg.pq import TransactionStatus
 
 from lastcall.ask import hang_up
 from lastcall.clock import boottime_ns
+from lastcall.errors import DatabaseAway
 from lastcall.hosts import connect_to_primary
-from models.witness import Witness
+from models.witness import Wait, Witness
 
 WAIT_S = 0.4
 """A statement that has waited for so long is given up once the database is silent (seconds)."""
-CONNECT_S = 0.75
-"""How long a new connection may take (seconds); libpq's connect_timeout knows whole seconds, 2 at least."""
+POOL_S, CONNECT_S, AT_LEAST_S = 0.7, 0.75, 0.25
+"""How long a transaction waits for a place in the pool, and how long a new connection may take: together 0.95 s, but
+never less than the last (seconds). libpq's connect_timeout knows whole seconds, 2 at least."""
 COMMIT_S = 1.5
 """A commit that has waited for so long is given up once the listener's own are not answered either: the synchronous
 standby is away, while whoever only reads is answered (seconds)."""
@@ -98,6 +100,7 @@ class Patience:
         self._stopping = threading.Event()
         self._pid = 0
         self._conninfo = ""
+        self._local = threading.local()
 
     def is_silent(self) -> bool:
         return self._listener_hears_nothing() and boottime_ns() - self._last_answer_ns() > WAIT_S * 1e9
@@ -109,7 +112,13 @@ class Patience:
         """Whether commits are not answered: one was given up, and the listener has heard nothing since."""
         return self._gave_up and self._listener_hears_nothing()
 
-    def may_try(self) -> bool:
+    def begin(self) -> None:
+        """A transaction begins in this thread: the time for its connection counts from now. Raises DatabaseAway."""
+        if not self._may_try():
+            raise DatabaseAway
+        self._local.connected_by_ns = boottime_ns() + int((POOL_S + AT_LEAST_S) * 1e9)
+
+    def _may_try(self) -> bool:
         """Whether it makes sense to ask the database. Once it has left a request without an answer, one in a while
         finds out; before that silence may just mean that nobody has asked."""
         if not self.is_silent() or self._failed_ns < self._last_answer_ns():
@@ -132,17 +141,18 @@ class Patience:
     def connect(self, conninfo: str, **options: Any) -> PatientConnection:
         """Raises psycopg.OperationalError after CONNECT_S at most."""
         self._conninfo = conninfo
+        left_s = (getattr(self._local, "connected_by_ns", 0) - boottime_ns()) / 1e9
         try:
-            connection = self._open(**options)
+            connection = self._open(min(CONNECT_S, max(AT_LEAST_S, left_s)), **options)
         except psycopg.OperationalError:
             self._failed_ns = boottime_ns()
             raise
         connection.add_notice_handler(connection.note_warning)
         return connection
 
-    def _open(self, **options: Any) -> PatientConnection:
+    def _open(self, within_s: float, **options: Any) -> PatientConnection:
         connection = connect_to_primary(
-            PatientConnection.connect, self._conninfo, within_s=CONNECT_S, connect_timeout=2, **options
+            PatientConnection.connect, self._conninfo, within_s=within_s, connect_timeout=2, **options
         )
         connection.patience = self
         return connection
@@ -158,16 +168,23 @@ class Patience:
                 if hangs or (waited_s > WAIT_S and (silent or connection.is_brief)):
                     self._gave_up = self._gave_up or connection.committing
                     self._failed_ns = now_ns
-                    hang_up(connection)
+                    self._hang_up((connection, since_ns))
 
     def _find_forgotten(self, stopping: threading.Event) -> None:
         witness = Witness(self._open_witness)
         while not stopping.wait(_ASK_EVERY_S):
-            since_ns = boottime_ns() - WAIT_S * 1e9
-            waits = [wait for wait in list(self.waits.values()) if wait[0].server_pid and wait[1] < since_ns]
-            for connection in witness.find_forgotten(waits):
-                hang_up(connection)
+            # Before anybody is given up: that the witness is answered tells that the database is not silent.
+            since_ns = boottime_ns() - WAIT_S / 2 * 1e9
+            waits = [wait for wait in list(self.waits.values()) if not wait[0].is_brief and wait[1] < since_ns]
+            for wait in witness.find_forgotten(waits):
+                self._hang_up(wait)
         witness.close()
 
     def _open_witness(self) -> PatientConnection:
-        return self._open(application_name="lastcall-witness", autocommit=True)
+        return self._open(CONNECT_S, application_name="lastcall-witness", autocommit=True)
+
+    def _hang_up(self, wait: Wait) -> None:
+        """Unless it is over: its connection may be another request's by now."""
+        connection = wait[0]
+        if self.waits.get(id(connection)) == wait:
+            hang_up(connection)

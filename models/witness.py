@@ -15,7 +15,8 @@ import psycopg
 if TYPE_CHECKING:
     from models.patience import PatientConnection
 
-    Wait = tuple[PatientConnection, int]
+Wait = tuple["PatientConnection", int]
+"""A connection that waits, and since when (nanoseconds)."""
 
 # PostgreSQL manual, "pg_stat_activity": an idle process waits for a command. What may not be seen counts as work.
 _AT_WORK: LiteralString = """
@@ -31,11 +32,9 @@ class Witness:
         self._connection: psycopg.Connection[Any] | None = None
         self._idle: set[Wait] = set()
 
-    def find_forgotten(self, waits: Sequence[Wait]) -> list[PatientConnection]:
-        """Those for whom the server did nothing now and the time before, although nothing is there to be read.
-
-        `waits` are connections with the time since when each waits (nanoseconds).
-        """
+    def find_forgotten(self, waits: Sequence[Wait]) -> list[Wait]:
+        """Those for whom the server did nothing now and the time before, although nothing is there to be read. None
+        without a server process of its own: a pooler gives it another one each time."""
         before, self._idle = self._idle, set()
         if not waits:
             self.close()
@@ -43,13 +42,16 @@ class Witness:
         try:
             if self._connection is None:
                 self._connection = self._connect()
-            found = self._connection.execute(_AT_WORK, ([connection.server_pid for connection, _ in waits],))
-            at_work = {row[0] for row in found}
-        except psycopg.Error:  # it is no witness either; the listener will hear nothing, if nobody is answered
+            pids = [connection.server_pid for connection, _ in waits if connection.server_pid]
+            at_work = {row[0] for row in self._connection.execute(_AT_WORK, (pids,))} | {None}
+        except (
+            psycopg.Error,
+            RuntimeError,
+        ):  # it is no witness either; the listener will hear nothing, if nobody is answered
             self.close()
             return []
         self._idle = {wait for wait in waits if wait[0].server_pid not in at_work and not _has_news(wait[0])}
-        return [connection for connection, _ in self._idle & before]
+        return list(self._idle & before)
 
     def close(self) -> None:
         if self._connection is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psycopg
 import pytest
 
 from lastcall.cutoffs import Cutoff
-from lastcall.listener import CutoffListener
+from lastcall.listener import CutoffListener, Unsuitable
 from tests.unit.played_database import LOG, NOW_US, SECOND_NS, PlayedDatabase, RecordingClock, only_first_clock
 
 LOAD = ["begin", "one snapshot", "position of the load", "load", "apply", "commit"]
@@ -35,6 +38,7 @@ def test_the_own_row_tells_whether_the_database_went_back(
     listener._said = {"1:2:", "1:3:"}  # the second was sent as the connection was lost
     assert listener._register(database) is went_back  # type: ignore[arg-type]
     assert listener._renewals == database.renewals
+    assert listener.cutoffs.fenced is went_back
 
 
 @pytest.mark.parametrize("renewals", [None, 10])
@@ -52,8 +56,62 @@ def test_a_database_that_went_back_fences_first_and_everything_is_read(listener:
         *("clock", "renew", "register", "fence"),
         *LOAD,
         *GIVE_BACK,
-        *("read", "apply", "lease", "position"),
+        *("read", "apply", "apply", "lease", "position"),
     ]
+
+
+@pytest.mark.parametrize("lost_at", ["load", "lock", "give back", "raise everyone", "commit"])
+def test_what_is_in_doubt_stays_so_until_it_is_done_however_often_the_connection_is_lost(
+    listener: CutoffListener, log: LOG, monkeypatch: pytest.MonkeyPatch, lost_at: str
+) -> None:
+    """The row that told is overwritten by the first look at it."""
+    database = PlayedDatabase(log, renewals=3)
+    with monkeypatch.context() as patch:
+        lose_the_connection_at(lost_at, database, patch)
+        with pytest.raises(psycopg.OperationalError):
+            listener._round(database)  # type: ignore[arg-type]
+    assert "lease" not in log and listener.cutoffs.fenced
+    log.clear()
+    database.position, database.rows = None, database.rows[:1]
+    assert listener._register(database)  # type: ignore[arg-type]
+    listener._end_what_is_in_doubt(database)  # type: ignore[arg-type]
+    listener._round(database)  # type: ignore[arg-type]
+    assert log.index("give back") < log.index("raise everyone") < log.index("lease")
+    assert not listener.cutoffs.fenced
+
+
+def test_the_answer_about_lost_transactions_is_asked_for_again_when_it_did_not_come(
+    listener: CutoffListener, log: LOG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = PlayedDatabase(log, renewals=None, xids_behind=True)
+    with monkeypatch.context() as patch:
+        lose_the_connection_at("xids behind?", database, patch)
+        with pytest.raises(psycopg.OperationalError):
+            listener._register(database)  # type: ignore[arg-type]
+    database.position = None
+    assert listener._register(database)  # type: ignore[arg-type]
+    assert log.count("xids behind?") == 2
+
+
+def lose_the_connection_at(step: str, database: PlayedDatabase, patch: pytest.MonkeyPatch) -> None:
+    play = PlayedDatabase.execute
+
+    def execute(query: str, parameters: object = ()) -> object:
+        answer = play(database, query, parameters)
+        if database.log[-1:] == [step]:
+            raise psycopg.OperationalError("lost")
+        return answer
+
+    @contextmanager
+    def transaction() -> Iterator[None]:
+        database.log.append("begin")
+        yield
+        if step == "commit" and "raise everyone" in database.log:
+            raise psycopg.OperationalError("lost")
+        database.log.append("commit")
+
+    patch.setattr(database, "execute", execute)
+    patch.setattr(database, "transaction", transaction)
 
 
 def test_a_database_that_went_back_between_two_connections_is_seen_before_the_first_round(
@@ -66,7 +124,7 @@ def test_a_database_that_went_back_between_two_connections_is_seen_before_the_fi
     listener._serve(database)  # type: ignore[arg-type]
     steps = [step for step in log if step != "clock"]
     begin = steps.index("register")
-    assert steps[begin : steps.index("renew")] == ["register", "listen", "fence", *LOAD, *GIVE_BACK]
+    assert steps[begin : steps.index("renew")] == ["register", "fence", "listen", *LOAD, *GIVE_BACK]
     assert steps.count("fence") == 1
 
 
@@ -77,6 +135,7 @@ def test_what_this_process_knows_is_given_back_and_everyones_generation_rises_ab
     listener.cutoffs.advance(Cutoff("session", "ended", 0, 1, 10**15))
     listener.cutoffs.advance(Cutoff("everyone", "", 4, 1, 10**15))
     database = PlayedDatabase(log, renewals=3)
+    assert listener._register(database)  # type: ignore[arg-type]
     listener._end_what_is_in_doubt(database)  # type: ignore[arg-type]
     scopes, subjects, gens = database.sent["give back"][1]
     assert set(zip(scopes, subjects, gens, strict=True)) == {
@@ -93,11 +152,22 @@ def test_nothing_to_give_back_is_no_error(listener: CutoffListener, log: LOG) ->
     database = PlayedDatabase(log, renewals=3)
     database.rows = []
     listener._end_what_is_in_doubt(database)  # type: ignore[arg-type]
-    assert database.sent["give back"][1] == ([], [], [])
+    assert "give back" not in log
     assert "raise everyone" in log
 
 
-def test_a_service_that_may_not_write_fences_and_reads_all_the_same(
+def test_as_much_as_there_is_is_given_back_in_pieces_so_that_nobody_takes_it_for_silence(
+    listener: CutoffListener, log: LOG
+) -> None:
+    database = PlayedDatabase(log, renewals=3)
+    for number in range(2_500):
+        listener.cutoffs.advance(Cutoff("user", str(number), 8, 1, 10**15))
+    listener._end_what_is_in_doubt(database)  # type: ignore[arg-type]
+    steps = log[log.index("lock") : log.index("raise everyone")]
+    assert steps == ["lock", *["clock", "give back"] * 3]
+
+
+def test_a_service_that_may_not_write_reads_and_stays_fenced_until_somebody_has_ended_the_doubt(
     listener: CutoffListener, log: LOG, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = PlayedDatabase(log, renewals=3)
@@ -109,8 +179,13 @@ def test_a_service_that_may_not_write_fences_and_reads_all_the_same(
         return real(query, parameters)
 
     monkeypatch.setattr(database, "execute", execute)
+    for _ in range(2):
+        listener._round(database)  # type: ignore[arg-type]
+    assert {"fence", "load", "position"} <= set(log) and "lease" not in log
+    assert listener.cutoffs.fenced
+    database.rows = [*database.rows, ("everyone", "", 1, NOW_US, 10**17)]
     listener._round(database)  # type: ignore[arg-type]
-    assert {"fence", "load", "lease", "position"} <= set(log)
+    assert "lease" in log and not listener.cutoffs.fenced
 
 
 # ------------------------------------------------------------------------------------------------- the clock's steps
@@ -129,7 +204,7 @@ def test_a_clock_that_steps_back_brings_older_cutoffs_back_before_it_counts(
     listener._round(database)  # type: ignore[arg-type]
     steps = [step for step in log if step != "clock"]
     if follows:
-        assert steps == ["renew", "read", "apply", "bring back", *LOAD, "lease", "position"]
+        assert steps == ["renew", "read", "apply", "begin", "bring back", "commit", *LOAD, "lease", "position"]
     else:
         assert steps == ["renew", "read", "apply", "lease", "position"]
     assert listener.cutoffs.wall_offset_ns == offset_ns - int(back_s * SECOND_NS)
@@ -157,3 +232,33 @@ def test_a_clock_that_stepped_back_behind_the_last_purge_is_noticed_at_the_start
     database = PlayedDatabase(log, purged_us=NOW_US + 3_600_000_000)
     listener._round(database)  # type: ignore[arg-type]
     assert log.index("bring back") < log.index("load") < log.index("lease")
+
+
+@pytest.mark.parametrize("purged", [False, True])
+def test_a_service_trusts_no_clock_that_stepped_back_until_what_was_purged_is_back(
+    listener: CutoffListener, listener_clock: RecordingClock, log: LOG, monkeypatch: pytest.MonkeyPatch, purged: bool
+) -> None:
+    """It may not bring the cutoffs back itself. What was not purged is in the table, and it can read that."""
+    listener_clock.step_ns = 0
+    database = PlayedDatabase(log)
+    listener._round(database)  # type: ignore[arg-type]
+    before = listener.cutoffs.wall_offset_ns
+    real = database.execute
+
+    def execute(query: str, parameters: object = ()) -> object:
+        if "bring_back_cutoffs" in query:
+            raise psycopg.errors.InsufficientPrivilege
+        return real(query, parameters)
+
+    monkeypatch.setattr(database, "execute", execute)
+    log.clear()
+    database.purged_us = database.now_us if purged else 0
+    database.now_us -= 3600 * 1_000_000
+    if purged:
+        with pytest.raises(Unsuitable, match="brought back"):
+            listener._round(database)  # type: ignore[arg-type]
+        assert "lease" not in log and listener.cutoffs.wall_offset_ns == before
+        log.clear()
+        database.purged_us = database.now_us  # a worker of the server has done it
+    listener._round(database)  # type: ignore[arg-type]
+    assert "lease" in log and listener.cutoffs.wall_offset_ns < before
