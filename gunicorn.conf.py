@@ -79,6 +79,8 @@ timeout = 30
 graceful_timeout = 10
 # It would be opened in the home folder, where several instances clash over it.
 control_socket_disable = True
+# Whom to believe about addresses and TLS is LASTCALL_TRUSTED_PROXIES' to say, also on this host.
+forwarded_allow_ips = ""
 limit_request_line = 8190  # gunicorn's most
 # A token that is far too long is the application's to refuse: 401.
 limit_request_field_size = 131_072

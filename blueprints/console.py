@@ -62,6 +62,7 @@ def init_app(app: Flask) -> None:
     manager.user_loader(_who_is_behind_the_cookie)
     manager.init_app(app)
     app.before_request(_refuse_other_sites)
+    app.after_request(_let_nobody_store)
     words.init_app(app)
 
 
@@ -213,9 +214,7 @@ def _door(mistake: str | None = None, status: int = 200, retry_after_s: int | No
     page = render_template(
         "login.html", mistake=mistake, next=_destination(), username=request.form.get("username", "")
     )
-    headers = {"Cache-Control": "no-store"}
-    if retry_after_s is not None:
-        headers["Retry-After"] = str(retry_after_s)
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     return Response(page, status, headers, content_type="text/html; charset=utf-8")
 
 
@@ -224,6 +223,13 @@ def _destination() -> str:
     wanted, home = request.values.get("next", ""), url_for("console_sessions.page")
     fits = wanted.startswith("/console/") and wanted.isprintable() and "\\" not in wanted
     return wanted if fits else home
+
+
+def _let_nobody_store(response: Response) -> Response:
+    """Pages show sessions, and any answer may renew the cookie, which holds tokens."""
+    if request.path.startswith("/console"):
+        response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def _refuse_other_sites() -> Response | None:

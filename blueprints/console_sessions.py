@@ -38,8 +38,7 @@ def table() -> ResponseReturnValue:
     """The table alone. The address bar follows the filter, so that a reload and a shared link show the same."""
     response = make_response(render_template("_sessions_table.html", **sessions_context()))
     response.headers["HX-Replace-Url"] = url_for("console_sessions.page", **query_given())
-    response.headers["Cache-Control"] = "private, no-cache"  # so that a poll is answered by 304 while nothing changes
-    response.add_etag()
+    response.add_etag()  # so that a look is answered by 304 while nothing changes: static/console.js
     return response.make_conditional(request)
 
 
@@ -106,15 +105,15 @@ def end_all() -> ResponseReturnValue:
 def ask_end_shown() -> ResponseReturnValue:
     query = _shown()
     would = force_logout.preview(session_filter(query), current_claims.sid)
-    return render_template(
-        "_end_shown_dialog.html", would=would, query=query, asked=query.model_dump(exclude_none=True)
-    )
+    asked, needs_proof = query.model_dump(exclude_none=True), not proof_is_fresh()
+    return render_template("_end_shown_dialog.html", would=would, query=query, asked=asked, needs_proof=needs_proof)
 
 
 @bp.post("/shown/logout")
 @signed_in
 def end_shown() -> ResponseReturnValue:
     wanted = session_filter(_shown())
+    prove_again()  # a wide filter is everyone
     keep = session_to_keep(current_claims) if request.form.get("keep_me") else None
     receipt = force_logout.revoke_matching(wanted, actor(current_claims, reason_given()), keep_session=keep)
     return receipt_fragment(receipt)
@@ -139,7 +138,7 @@ def done(status: str) -> Response:
     """A text for the status region; the dialog closes, and the tables look again."""
     return Response(
         status,
-        headers={"HX-Trigger": "lastcall:done", "Cache-Control": "no-store"},
+        headers={"HX-Trigger": "lastcall:done"},
         content_type="text/html; charset=utf-8",
     )
 

@@ -350,7 +350,7 @@ class WorkerAnswer(Answer):
 
 class WorkerList(Answer):
     items: list[WorkerAnswer]
-    next: None = None
+    next: str | None
 
 
 class SettingsAnswer(Answer):

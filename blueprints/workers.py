@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from blueprints.operation import API, answer, operation
+from blueprints.operation import API, answer, next_link, operation
 from blueprints.server import server
-from blueprints.shapes import SettingsAnswer, WorkerAnswer, WorkerList
+from blueprints.shapes import Paging, SettingsAnswer, WorkerAnswer, WorkerList
 from lastcall.flask import require_role
 from models.user import ADMIN
-from models.worker import observed_workers
+from models.worker import observed_workers, page_of
 
 bp = Blueprint("workers", __name__, url_prefix=API + "/admin")
 
 
 @bp.get("/workers")
 @require_role(ADMIN)
-@operation("Every process that checks tokens", answers={200: WorkerList})
-def list_all() -> Response:
+@operation("Every process that checks tokens", query=Paging, answers={200: WorkerList})
+def list_all(query: Paging) -> Response:
     here = server().lastcall.listener.worker_id
-    items = [WorkerAnswer.model_validate(facts) for facts in observed_workers(server().watch)]
+    found, cursor = page_of(observed_workers(server().watch), limit=query.limit, cursor=query.cursor)
+    items = [WorkerAnswer.model_validate(facts) for facts in found]
     for item in items:
         item.this_one = item.id == here
-    return answer(WorkerList(items=items))
+    return answer(WorkerList(items=items, next=cursor), headers=next_link(cursor))
 
 
 @bp.get("/settings")

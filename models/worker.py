@@ -9,6 +9,7 @@ from datetime import datetime
 from sqlalchemy import text
 
 from lastcall.clock import boottime_ns
+from models.cursor import read_cursor, write_cursor
 from models.database import db, transaction
 
 MARGIN_S = 0.25
@@ -153,3 +154,19 @@ def list_workers(fenced: set[str]) -> list[WorkerFacts]:
 def observed_workers(watch: WorkerWatch) -> list[WorkerFacts]:
     """All workers, as this process has just seen their leases."""
     return list_workers(observe_workers(watch))
+
+
+def page_of(
+    workers: list[WorkerFacts], *, limit: int, cursor: str | None = None
+) -> tuple[list[WorkerFacts], str | None]:
+    """A page of them, and where the next one begins. Raises BadCursor."""
+    context = {"list": "workers"}
+
+    def place(worker: WorkerFacts) -> list[str]:
+        return [worker.host, worker.service, f"{worker.pid:010}", worker.id]
+
+    after = read_cursor(cursor, context, 4) if cursor else []
+    found = sorted((worker for worker in workers if place(worker) > after), key=place)
+    if len(found) <= limit:
+        return found, None
+    return found[:limit], write_cursor(place(found[limit - 1]), context)

@@ -56,7 +56,23 @@ function takeOver(old, fresh) {
   if (focused) document.getElementById(focused)?.focus();
 }
 
-const later = () => setTimeout(() => look(["sessions", "revocation", "workers"]), 300);
+const later = () => {
+  tags.clear();
+  setTimeout(() => look(["sessions", "revocation", "workers"]), 300);
+};
+
+// Nobody may store what shows sessions, so the browser itself would not ask whether a table has changed.
+const tags = new Map();
+const asked = (config) => `${config.path}?${new URLSearchParams(config.parameters)}`;
+document.addEventListener("htmx:configRequest", ({ detail }) => {
+  const [address, tag] = tags.get(detail.target) ?? [];
+  if (tag && address === asked(detail)) detail.headers["If-None-Match"] = tag;
+});
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  const tag = detail.xhr.getResponseHeader("ETag");
+  if (detail.xhr.status === 304) detail.shouldSwap = false;
+  else if (tag) tags.set(detail.target, [asked(detail.requestConfig), tag]);
+});
 
 // Dialogs: shown when htmx has taken charge of them (before that, Enter would send the form without it), closed by
 // Cancel, Escape, or when what they asked for is done.

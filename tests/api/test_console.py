@@ -184,6 +184,7 @@ def test_what_cannot_be_undone_asks_for_the_password_again(browser: FlaskClient,
     for password in ({}, {"your_password": "wrong"}):
         for path, form in (
             ("/console/everyone/logout", PHRASE),
+            ("/console/shown/logout", {"user": "alice"}),
             (f"/console/users/{alice.user_id}/roles", {"roles": "admin"}),
             (f"/console/users/{alice.user_id}/password", {"password": "another password"}),
             ("/console/users", {"username": "mallory", "password": PASSWORD, "roles": "admin"}),
@@ -191,7 +192,8 @@ def test_what_cannot_be_undone_asks_for_the_password_again(browser: FlaskClient,
             response = browser.post(path, data={**form, **password})
             assert (response.status_code, response.json["code"]) == (401, "wrong_credentials"), path
     assert alice.is_in()
-    assert 'name="your_password"' in browser.get("/console/everyone/logout").text
+    for dialog in ("/console/everyone/logout", "/console/shown/logout?user=alice"):
+        assert 'name="your_password"' in browser.get(dialog).text
     assert browser.post("/console/everyone/logout", data={**PHRASE, "your_password": PASSWORD}).status_code == 200
     assert not alice.is_in()
 
@@ -230,6 +232,16 @@ def test_a_fragment_that_has_not_changed_is_a_304(browser: FlaskClient) -> None:
     table = browser.get("/console/sessions?q=nobody")
     again = browser.get("/console/sessions?q=nobody", headers={"If-None-Match": table.headers["ETag"]})
     assert again.status_code == 304
+
+
+def test_nothing_of_the_console_is_stored_by_anybody(client: FlaskClient, root: Actor) -> None:
+    """Contract: every answer that holds a token or a session. The cookie holds tokens, and may come with any."""
+    assert client.get("/console/").headers["Cache-Control"] == "no-store"
+    assert enter(client).headers["Cache-Control"] == "no-store"
+    for path in ("/console/", "/console/sessions", "/console/users", "/console/history", "/console/workers"):
+        response = client.get(path)
+        assert response.status_code == 200
+        assert response.headers["Cache-Control"] == "no-store", path
 
 
 @pytest.mark.parametrize(("page", "rows"), [("/console/", "session-"), ("/console/users", "user-")])

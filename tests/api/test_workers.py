@@ -11,7 +11,7 @@ from flask import Flask
 
 from blueprints.server import Server
 from tests.actors import Actor
-from tests.api.conftest import answer
+from tests.api.conftest import answer, problem
 from tests.database.conftest import one, wait_until
 
 
@@ -76,3 +76,20 @@ def test_the_settings_in_force_and_what_they_mean(root: Actor) -> None:
     assert body["algorithm"] == "RS256"
     assert "300" in body["window"]
     assert not any(word in str(body).lower() for word in ("secret", "postgresql://", "private"))
+
+
+def test_the_workers_come_in_pages(root: Actor, psql: psycopg.Connection) -> None:
+    psql.execute(
+        "INSERT INTO workers (id, service, host, pid, lease_s)"
+        " SELECT gen_random_uuid(), 'many', 'far', 90 + n, 60 FROM generate_series(1, 60) AS n"
+    )
+    assert len(answer(root.get("/admin/workers"))["items"]) == 50
+    seen: list[str] = []
+    path = "/admin/workers?limit=25"
+    while path:
+        body = answer(root.get(path))
+        seen += [item["id"] for item in body["items"]]
+        path = f"/admin/workers?limit=25&cursor={body['next']}" if body["next"] else ""
+    assert len(seen) == len(set(seen)) == 61
+    problem(root.get("/admin/workers?cursor=nonsense"), 400, "bad_cursor")
+    problem(root.get("/admin/workers?limit=0"), 400, "invalid_request")

@@ -187,3 +187,22 @@ def test_a_force_logout_works_with_the_keyboard_alone(
     page.keyboard.press("Enter")  # the focus is in the reason: Enter sends the form
     expect(page.get_by_role("status")).to_have_text(RECEIPT)
     assert not is_in(gunicorn, alice)
+
+
+def test_a_table_that_has_not_changed_is_not_sent_again(sign_in: SignIn, make_person: MakePerson) -> None:
+    page = sign_in()
+
+    def look() -> int:
+        with page.expect_response(lambda response: "/console/sessions?" in response.url) as found:
+            page.evaluate("htmx.trigger('#sessions', 'lastcall:changed')")
+        return found.value.status
+
+    while look() != 304:  # the sign-in itself is still being noted
+        pass
+    expect(row_of(page, "this is you")).to_have_count(1)
+    make_person("alice")
+    expect(row_of(page, "alice")).to_have_count(1)
+    page.get_by_role("searchbox", name="Search sessions").fill("alice")
+    expect(row_of(page, "this is you")).to_have_count(0)
+    page.get_by_role("searchbox", name="Search sessions").fill("")
+    expect(row_of(page, "this is you")).to_have_count(1)

@@ -194,3 +194,15 @@ def test_no_control_socket_is_opened_in_the_home_folder(start_gunicorn: StartGun
     server.stop()
     assert "ontrol socket" not in server.log.read_text()
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("hops", ["0", "1"])
+def test_a_header_about_tls_is_believed_only_where_a_proxy_was_named(start_gunicorn: StartGunicorn, hops: str) -> None:
+    """gunicorn itself would believe whoever comes from this host."""
+    server = start_gunicorn(1, LASTCALL_TRUSTED_PROXIES=hops)
+    said = server.ask("GET", "/healthz", headers={"X-Forwarded-Proto": "https", "SCRIPT_NAME": "/elsewhere"})
+    assert said.status == 200
+    assert ("Strict-Transport-Security" in said.headers) is (hops == "1")
+    for name in ("X-Forwarded-Protocol", "X-Forwarded-Ssl"):
+        said = server.ask("GET", "/healthz", headers={name: "ssl" if name.endswith("ocol") else "on"})
+        assert said.status == 200 and "Strict-Transport-Security" not in said.headers, name
