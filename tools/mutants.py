@@ -153,8 +153,8 @@ MUTANTS = (
     Mutant(
         "accept on database error",
         "lastcall/ask.py",
-        "        except psycopg.Error:\n            raise CutoffsStale from None\n",
-        "        except psycopg.Error:\n            return None\n",
+        "            self._failed_ns = boottime_ns()\n            raise CutoffsStale from None\n\n    def _threads",
+        "            return None\n\n    def _threads",
         "tests/unit/test_ask.py",
     ),
     Mutant(
