@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import base64
 import re
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import event
 from werkzeug.test import TestResponse
 
-from models import sign_in
+from models import passwords, sign_in
 from models import user as users
+from models.database import db
 from settings import from_environment
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt
@@ -75,6 +80,37 @@ def test_an_unknown_name_a_wrong_password_and_a_disabled_user_get_the_same_answe
     bodies = [problem(response, 401, "wrong_credentials") for response in answers]
     assert bodies[0] == bodies[1] == bodies[2]
     assert dict(answers[0].headers) == dict(answers[1].headers) == dict(answers[2].headers)
+
+
+def test_an_unknown_name_and_a_wrong_password_are_the_same_work(
+    app: Flask, client: FlaskClient, alice: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same statements and the same hashes, so that the time tells nothing."""
+    work: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():  # not the housekeeper's
+            work.append(statement)
+
+    def noting_verify(*args: Any) -> bool:
+        work.append("argon2")
+        return bool(verify(*args))
+
+    verify = passwords._hasher.verify
+    monkeypatch.setattr(passwords, "_hasher", SimpleNamespace(verify=noting_verify, hash=passwords._hasher.hash))
+    with app.app_context():
+        engine = db.engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        found = []
+        for name in ("nobody", "alice"):
+            problem(login(client, name, "wrong"), 401, "wrong_credentials")
+            found.append(list(work))
+            work.clear()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    assert found[0] == found[1]
+    assert found[0].count("argon2") == 1 and len(found[0]) > 2
 
 
 @pytest.mark.parametrize("name", ["alice", "nobody"])
