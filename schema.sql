@@ -273,9 +273,10 @@ CREATE OR REPLACE FUNCTION write_history(
 $$;
 
 -- The user's generation has risen to `generation`: cut off, end his sessions, write the history. A hundred rows are
--- marked at once, the others soon: they have ended all the same (unmarked_ends).
+-- marked at once, the others soon: they have ended all the same (unmarked_ends). Its plans are kept, and some are made
+-- while a table is empty: for ten thousand users in one transaction it must not be read from one end to the other.
 CREATE OR REPLACE FUNCTION cut_off_user(cut_user uuid, name text, generation bigint, new_cause text)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     ended bigint := 0;
     moment timestamptz := clock_timestamp();
@@ -470,7 +471,7 @@ $$;
 
 -- At the commit: a transaction that took long may have let sign-ins under the older generation through meanwhile,
 -- whose tokens live longer than the cutoff that was stamped at its beginning.
-CREATE OR REPLACE FUNCTION cutoffs_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION cutoffs_at_commit() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     last_token timestamptz;
 BEGIN
@@ -479,8 +480,12 @@ BEGIN
         OR clock_timestamp() - transaction_timestamp() < interval '2 seconds' THEN
         RETURN NULL;
     END IF;
-    SELECT max(token_expires_at) INTO last_token FROM login_sessions
-    WHERE NEW.scope = 'everyone' OR user_id = as_uuid(NEW.subject);
+    IF NEW.scope = 'everyone' THEN
+        SELECT max(token_expires_at) INTO last_token FROM login_sessions;
+    ELSE
+        SELECT max(token_expires_at) INTO last_token FROM login_sessions
+        WHERE user_id = as_uuid(NEW.subject) AND token_expires_at > '-infinity';
+    END IF;
     UPDATE cutoffs SET expires_at = cutoff_expiry(last_token)
     WHERE scope = NEW.scope AND subject = NEW.subject AND expires_at < cutoff_expiry(last_token) - interval '1 second';
     RETURN NULL;

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 
+from lastcall.clock import boottime_ns
+
 if TYPE_CHECKING:
     from models.patience import PatientConnection
 
 Wait = tuple["PatientConnection", int]
 """A connection that waits, and since when (nanoseconds)."""
 
+IDLE_S = 0.3
+"""A thread that gets no turn for a while has not read its answer, or not sent its statement: that may look the same."""
 # PostgreSQL manual, "pg_stat_activity": an idle process waits for a command. What may not be seen counts as work.
 _AT_WORK: LiteralString = """
 SELECT pid FROM pg_stat_activity WHERE pid = ANY(%s) AND coalesce(state, '') NOT LIKE 'idle%%'
@@ -30,12 +34,12 @@ class Witness:
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
         self._connect = connect
         self._connection: psycopg.Connection[Any] | None = None
-        self._idle: set[Wait] = set()
+        self._idle: dict[Wait, int] = {}
 
     def find_forgotten(self, waits: Sequence[Wait]) -> list[Wait]:
-        """Those for whom the server did nothing now and the time before, although nothing is there to be read. None
-        without a server process of its own: a pooler gives it another one each time."""
-        before, self._idle = self._idle, set()
+        """Those for whom the server has done nothing for IDLE_S, although nothing is there to be read. None without a
+        server process of its own: a pooler gives it another one each time."""
+        before, self._idle = self._idle, {}
         if not waits:
             self.close()
             return []
@@ -44,14 +48,13 @@ class Witness:
                 self._connection = self._connect()
             pids = [connection.server_pid for connection, _ in waits if connection.server_pid]
             at_work = {row[0] for row in self._connection.execute(_AT_WORK, (pids,))} | {None}
-        except (
-            psycopg.Error,
-            RuntimeError,
-        ):  # it is no witness either; the listener will hear nothing, if nobody is answered
-            self.close()
+        except (psycopg.Error, RuntimeError):
+            self.close()  # no witness either; if nobody is answered, the listener will hear nothing as well
             return []
-        self._idle = {wait for wait in waits if wait[0].server_pid not in at_work and not _has_news(wait[0])}
-        return list(self._idle & before)
+        now_ns = boottime_ns()
+        idle = [wait for wait in waits if wait[0].server_pid not in at_work and not _has_news(wait[0])]
+        self._idle = {wait: before.get(wait, now_ns) for wait in idle}
+        return [wait for wait, since_ns in self._idle.items() if now_ns - since_ns >= IDLE_S * 1e9]
 
     def close(self) -> None:
         if self._connection is not None:
