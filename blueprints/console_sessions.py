@@ -136,11 +136,7 @@ def receipt_fragment(receipt: Receipt, *, hits_me: bool = False) -> Response:
 
 def done(status: str) -> Response:
     """A text for the status region; the dialog closes, and the tables look again."""
-    return Response(
-        status,
-        headers={"HX-Trigger": "lastcall:done"},
-        content_type="text/html; charset=utf-8",
-    )
+    return Response(status, headers={"HX-Trigger": "lastcall:done"}, content_type="text/html; charset=utf-8")
 
 
 def _shown() -> SessionQuery:

@@ -93,6 +93,17 @@ def test_the_answer_about_lost_transactions_is_asked_for_again_when_it_did_not_c
     assert log.count("xids behind?") == 2
 
 
+def take_the_right_away(function: str, database: PlayedDatabase, patch: pytest.MonkeyPatch) -> None:
+    play = database.execute
+
+    def execute(query: str, parameters: object = ()) -> object:
+        if function in query:
+            raise psycopg.errors.InsufficientPrivilege
+        return play(query, parameters)
+
+    patch.setattr(database, "execute", execute)
+
+
 def lose_the_connection_at(step: str, database: PlayedDatabase, patch: pytest.MonkeyPatch) -> None:
     play = PlayedDatabase.execute
 
@@ -171,14 +182,7 @@ def test_a_service_that_may_not_write_reads_and_stays_fenced_until_somebody_has_
     listener: CutoffListener, log: LOG, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = PlayedDatabase(log, renewals=3)
-    real = database.execute
-
-    def execute(query: str, parameters: object = ()) -> object:
-        if "raise_cutoff" in query:
-            raise psycopg.errors.InsufficientPrivilege
-        return real(query, parameters)
-
-    monkeypatch.setattr(database, "execute", execute)
+    take_the_right_away("raise_cutoff", database, monkeypatch)
     for _ in range(2):
         listener._round(database)  # type: ignore[arg-type]
     assert {"fence", "load", "position"} <= set(log) and "lease" not in log
@@ -243,14 +247,7 @@ def test_a_service_trusts_no_clock_that_stepped_back_until_what_was_purged_is_ba
     database = PlayedDatabase(log)
     listener._round(database)  # type: ignore[arg-type]
     before = listener.cutoffs.wall_offset_ns
-    real = database.execute
-
-    def execute(query: str, parameters: object = ()) -> object:
-        if "bring_back_cutoffs" in query:
-            raise psycopg.errors.InsufficientPrivilege
-        return real(query, parameters)
-
-    monkeypatch.setattr(database, "execute", execute)
+    take_the_right_away("bring_back_cutoffs", database, monkeypatch)
     log.clear()
     database.purged_us = database.now_us if purged else 0
     database.now_us -= 3600 * 1_000_000
