@@ -108,9 +108,9 @@ def time_starts(url: str, folder: Path) -> dict[str, list[float]]:
 def signal_and_see(gunicorn: Gunicorn, number: int, times: int) -> None:
     """The next signal when gunicorn has done what the one before asked for: two of a kind would become one."""
     for _ in range(times):
-        before = children_of(gunicorn.process.pid)
+        before = children_of(gunicorn.pid)
         gunicorn.signal(number)
-        while children_of(gunicorn.process.pid) == before:
+        while children_of(gunicorn.pid) == before:
             time.sleep(0.001)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import multiprocessing
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gunicorn.app import wsgiapp
 
 from app import prepare_database
 from settings import from_environment
@@ -22,6 +25,10 @@ from tools.postgres import APP, OWNER
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 30.0
+
+# What all of them import takes a second of the processor: it is done once, in a process that they are forks of.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["app", "gunicorn.app.wsgiapp", "tests.gunicorn"])
 
 
 @dataclass(frozen=True)
@@ -100,11 +107,11 @@ class Gunicorn:
         # The processes run with as few rights as schema.sql gives them.
         url = self._environment["DATABASE_URL"].replace(f"//{OWNER}@", f"//{APP}@")
         self._environment["DATABASE_URL"] = url
-        command = [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", *self._options]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=self._environment, stdout=log, stderr=log, start_new_session=True
-            )
+        self.process = _FORKS.Process(
+            target=_run, args=(["--config", "gunicorn.conf.py", *self._options], self._environment, self.log)
+        )
+        self.process.start()
+        self.pid = self.process.pid or 0
         try:
             self.wait_until_ready()
         except BaseException:
@@ -113,7 +120,9 @@ class Gunicorn:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        """At once: to stop in order takes seconds, and is what `stop` is for."""
+        self._close_lines()
+        self._kill()
 
     def prepare(self) -> None:
         """Apply the schema and make the first admin, as `make run` does before it starts gunicorn."""
@@ -126,7 +135,7 @@ class Gunicorn:
     def wait_until_ready(self) -> None:
         """Until every worker has read its cutoffs. What they said is shown when they do not get there."""
         deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline and self.process.poll() is None:
+        while time.monotonic() < deadline and self.process.is_alive():
             try:
                 if len(self.lines()) == self.workers:
                     return
@@ -172,19 +181,38 @@ class Gunicorn:
 
     def signal(self, number: int) -> None:
         """Send a signal to gunicorn's arbiter (HUP reloads, TTIN adds a worker)."""
-        self.process.send_signal(number)
+        os.kill(self.pid, number)
 
     def stop(self) -> None:
+        """In order, as SIGTERM asks for."""
+        self._close_lines()
+        self.process.terminate()
+        self.process.join(DEADLINE_S)
+        if self.process.is_alive():
+            self._kill()
+            raise AssertionError("gunicorn did not stop:\n" + self.log.read_text()[-3000:])
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.join()
+
+    def _close_lines(self) -> None:
         while self._lines:
             self._lines.pop().close()
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            self.process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            raise AssertionError("gunicorn did not stop:\n" + self.log.read_text()[-3000:]) from None
+
+
+def _run(options: list[str], environment: dict[str, str], log: Path) -> None:
+    """`python -m gunicorn`, in a process of its own."""
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["gunicorn", *options]
+    wsgiapp.run()
 
 
 def free_port() -> int:

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import MakePerson, OpenPage, SignIn
 from tests.conftest import PASSWORD
 from tests.gunicorn import ROOT, Gunicorn
+
+
+def go_to(page: Page, name: str) -> None:
+    """Another page of the console, once its scripts are at work."""
+    page.get_by_role("navigation", name="Console").get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
 
 
 def test_a_wrong_password_says_so_and_a_user_without_the_role_stays_out(
@@ -36,7 +43,7 @@ def test_a_wrong_password_says_so_and_a_user_without_the_role_stays_out(
 
 def test_users_are_created_changed_and_deleted(sign_in: SignIn, gunicorn: Gunicorn) -> None:
     page = sign_in()
-    page.get_by_role("navigation", name="Console").get_by_role("link", name="Users").click()
+    go_to(page, "Users")
     page.get_by_role("button", name="Create user").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Username").fill("carol")
@@ -69,7 +76,7 @@ def test_users_are_created_changed_and_deleted(sign_in: SignIn, gunicorn: Gunico
 
 def test_the_last_admin_is_told_why_he_cannot_be_deleted(sign_in: SignIn) -> None:
     page = sign_in()
-    page.get_by_role("navigation", name="Console").get_by_role("link", name="Users").click()
+    go_to(page, "Users")
     page.get_by_role("row").filter(has_text="this is you").get_by_role("button", name="Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("alert")).to_contain_text("This is the last admin")
@@ -77,7 +84,7 @@ def test_the_last_admin_is_told_why_he_cannot_be_deleted(sign_in: SignIn) -> Non
 
 def test_the_workers_page_shows_every_worker_live(sign_in: SignIn) -> None:
     page = sign_in()
-    page.get_by_role("navigation", name="Console").get_by_role("link", name="Workers").click()
+    go_to(page, "Workers")
     expect(page.get_by_text("2 of 2 live")).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="answers this page")).to_have_count(1)
 

@@ -34,7 +34,7 @@ class Unready(Gunicorn):
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline and self.process.poll() is None:
+        while time.monotonic() < deadline and self.process.is_alive():
             try:
                 self.ask("GET", "/healthz")
                 return

@@ -126,7 +126,13 @@ def worker_step(step: str, worker: Worker, world: World, rules: Rules) -> Worker
     raise ValueError(step)
 
 
-def next_moments(worker: Worker, world: World, rules: Rules) -> Iterator[tuple[str, Worker]]:
+@cache
+def next_moments(worker: Worker, database: World, rules: Rules) -> tuple[tuple[str, Worker], ...]:
+    """`database` is a world without its workers: many worlds have the same one."""
+    return tuple(_next_moments(worker, database, rules))
+
+
+def _next_moments(worker: Worker, world: World, rules: Rules) -> Iterator[tuple[str, Worker]]:
     moments = rules.connect + rules.round + rules.look
     between, looks = len(rules.connect), len(rules.connect + rules.round)
     for moment in (between, looks) if rules.look and worker.moment == between else (worker.moment,):
@@ -219,12 +225,14 @@ class Explored:
 def explore(rules: Rules) -> Explored:
     def next_steps(world: World) -> Iterator[tuple[str, World]]:
         yield "time passes", time_passes(world)
+        database = World((), world.revocations, 0, world.over, world.incarnation)
         for i, worker in enumerate(world.workers):
-            for label, after in next_moments(worker, world, rules):
+            for label, after in next_moments(worker, database, rules):
                 yield label, with_worker(world, i, after)
         yield from steps_of_revocations(world, rules)
         yield from crashes(world)
 
+    next_moments.cache_clear()
     seen: dict[World, tuple[World, str] | None] = {}
     for world in walk(World(), next_steps, seen):
         if world.is_bad():

@@ -8,11 +8,13 @@ from tests.unit.crash_model import CONNECT, LOOK, ROUND, Explored, Rules, World,
 from tests.unit.model import LOOK as STEPS_OF_A_LOOK
 from tests.unit.model import WORKER
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 BOTH = 0b11
 
 
 @pytest.fixture(scope="module")
-def chosen() -> Explored:
+def chosen(untraced: None) -> Explored:
     return explore(Rules())
 
 

@@ -7,13 +7,15 @@ import pytest
 from tests.unit.model import REQUEST, WORKER, Explored, ends, explore
 from tests.unit.small_models import FORGET, LOOK_UP, START, Channel, Memory, channel_step, memory_step
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 
 def steps(text: str) -> tuple[str, ...]:
     return tuple(text.split(" > "))
 
 
 @pytest.fixture(scope="module")
-def chosen() -> Explored:
+def chosen(untraced: None) -> Explored:
     return explore()
 
 
