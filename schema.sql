@@ -492,6 +492,19 @@ BEGIN
 END
 $$;
 
+-- Waits until every worker has applied the transaction, or some milliseconds are over: whoever asks for a confirmation
+-- would have to ask again and again (models/worker.py).
+CREATE OR REPLACE FUNCTION wait_for_workers(transaction_id xid8, patience_ms integer) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    FOR waited_ms IN 1..patience_ms LOOP
+        PERFORM FROM workers AS w WHERE NOT coalesce(pg_visible_in_snapshot(transaction_id, w.snapshot), FALSE);
+        EXIT WHEN NOT FOUND;
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+END
+$$;
+
 -- After the clock has stepped back: what the rows say of tokens that are good again (lastcall/listener.py).
 CREATE OR REPLACE FUNCTION bring_back_cutoffs() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN

@@ -26,7 +26,7 @@ from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs
 from lastcall.hosts import connect_to_primary
-from lastcall.prepared import ask, prepare
+from lastcall.prepared import ask, prepare, quick_turns
 from lastcall.rows import cutoff_from_row
 
 log = logging.getLogger("lastcall")
@@ -323,7 +323,8 @@ class CutoffListener:
         """On a hint, between two rounds: read, apply, and say so. The lease stays what it was: only a row that was
         renewed before the read may be trusted for longer."""
         self._busy_since_ns = boottime_ns()
-        self._confirm(connection, self._read(connection))
+        with quick_turns():
+            self._confirm(connection, self._read(connection))
 
     def _confirm(self, connection: psycopg.Connection, position: str) -> None:
         self._position = position

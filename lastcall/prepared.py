@@ -6,11 +6,28 @@ costs a switch interval and more, and until then a revoked token is accepted (be
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import pq
 from psycopg.adapt import Transformer
+
+TURN_S = 0.00005
+"""How long a busy thread may keep the interpreter while an answer of the database is waited for (seconds)."""
+
+
+@contextmanager
+def quick_turns() -> Iterator[None]:
+    """Beside busy threads, let this one have the interpreter back soon after each wait."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(min(usual_s, TURN_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual_s)
 
 
 def prepare(connection: psycopg.Connection, name: bytes, query: LiteralString) -> None:

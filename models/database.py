@@ -157,5 +157,14 @@ def position_of_transaction() -> str:
 
 def say(**facts: str | None) -> None:
     """Tell the triggers, for this transaction, who does it and why (schema.sql: `said`)."""
-    settings = ", ".join(f"set_config('lastcall.{name}', :{name}, TRUE)" for name in facts)
-    db.session.execute(text(f"SELECT {settings}"), {name: fact or "" for name, fact in facts.items()})
+    _set_local({f"lastcall.{name}": fact or "" for name, fact in facts.items()})
+
+
+def say_durably(**facts: str | None) -> None:
+    """As `say`; and the commit waits for the disk, whatever the settings of the role or the database are."""
+    _set_local({f"lastcall.{name}": fact or "" for name, fact in facts.items()} | {"synchronous_commit": "on"})
+
+
+def _set_local(settings: dict[str, str]) -> None:
+    query = "SELECT set_config(name, setting, TRUE) FROM unnest(:names, :settings) AS given (name, setting)"
+    db.session.execute(text(query), {"names": list(settings), "settings": list(settings.values())})

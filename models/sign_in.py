@@ -25,7 +25,7 @@ from lastcall.strict import write_base64url
 from lastcall.tokens import issue
 from models import passwords
 from models.audit import Actor
-from models.database import Busy, db, position_of_transaction, say, transaction
+from models.database import Busy, db, position_of_transaction, say, say_durably, transaction
 from models.device import describe_device
 from models.errors import NotAllowed, NotFound, RefreshRejected, WrongCredentials
 from models.force_logout import Receipt, revoke_session
@@ -217,8 +217,7 @@ def change_password(
     user = prove_password(claims, current, client)
     password_hash = passwords.hash_password(new)
     with transaction() as session:
-        say(**Actor(user.username, claims.sub, claims.sid, client.ip).facts(), keep_session=claims.sid)
-        session.execute(text("SET LOCAL synchronous_commit = on"))
+        say_durably(**Actor(user.username, claims.sub, claims.sid, client.ip).facts(), keep_session=claims.sid)
         gen = session.scalar(
             text(
                 "UPDATE users SET password_hash = :new WHERE id = :id AND password_hash = :old AND disabled_at IS NULL"

@@ -101,8 +101,9 @@ class WorkerWatch:
         return (boottime_ns() - since_ns) / 1e9
 
 
-def read_workers(position: str) -> Reading:
-    """All rows, with whether each has applied everything up to and including the transaction `position`."""
+def read_workers(position: str, *, within_ms: int = 0) -> Reading:
+    """All rows, with whether each has applied everything up to and including the transaction `position`: at once, or
+    as soon as all have, `within_ms` milliseconds at most."""
     query = text("""
         SELECT
             i.id::text, i.since < clock_timestamp() - interval '1 minute', w.id::text, w.renewals, w.lease_s,
@@ -110,6 +111,9 @@ def read_workers(position: str) -> Reading:
         FROM incarnation AS i LEFT JOIN workers AS w ON TRUE
     """)
     with transaction() as session:
+        if within_ms:
+            wait = text("SELECT wait_for_workers(CAST(:position AS text)::xid8, :within_ms)")
+            session.execute(wait, {"position": position, "within_ms": within_ms})
         found = session.execute(query, {"position": position}).all()
         if not found:  # emptied by a crash, and no worker is back yet
             session.execute(text("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING"))

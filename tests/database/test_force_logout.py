@@ -255,3 +255,16 @@ def test_a_worker_that_stops_in_order_is_not_waited_for(psql: psycopg.Connection
     assert not confirm(position, server.watch, patience_s=0.0).in_force
     psql.execute("DELETE FROM workers WHERE id = %s", (leaving,))
     assert confirm(position, server.watch).in_force
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["all have it", "nobody has it"])
+def test_the_database_waits_for_every_worker_but_not_for_ever(
+    server: Server, psql: psycopg.Connection, seen: bool
+) -> None:
+    assert server.lastcall.listener.wait_until_live()
+    with psql.transaction():
+        position = "3" if seen else one(psql, "SELECT pg_current_xact_id()::text")
+        before = one(psql, "SELECT clock_timestamp()")
+        psql.execute("SELECT wait_for_workers(%s::xid8, 300)", (position,))
+        waited_s = (one(psql, "SELECT clock_timestamp()") - before).total_seconds()
+    assert (waited_s < 0.3) is seen

@@ -9,6 +9,7 @@ Two measures, none of them a clock:
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import psycopg
 import pytest
@@ -35,15 +36,16 @@ def test_no_sign_in_that_committed_before_a_force_logout_survives_it(
     user_id = new_user()
     name = name_of(psql, user_id)
     seen: set[str] = set()
-    position_of_transaction = force_logout.position_of_transaction
+    finish = force_logout._finish
 
-    def look_around() -> str:
+    def look_around(*given: Any) -> force_logout.Receipt:
         """The last statement before the COMMIT: whatever it sees was committed before."""
+        receipt = finish(*given)
         rows = db.session.scalars(text("SELECT id::text FROM login_sessions WHERE user_id = :id"), {"id": user_id})
         seen.update(rows)
-        return position_of_transaction()
+        return receipt
 
-    monkeypatch.setattr(force_logout, "position_of_transaction", look_around)
+    monkeypatch.setattr(force_logout, "_finish", look_around)
     survived = judged = 0
     for _ in range(ROUNDS):
         seen.clear()

@@ -21,12 +21,14 @@ class Table:
         self.reading_ns = reading_ns
         self.now_ns = SECOND_NS
         self.log: list[str] = []
+        self.within_ms: list[int] = []
         monkeypatch.setattr(force_logout, "read_workers", self.read)
         monkeypatch.setattr(force_logout, "boottime_ns", self.clock)
         monkeypatch.setattr(force_logout.time, "sleep", self.sleep)
 
-    def read(self, position: str) -> Reading:
+    def read(self, position: str, *, within_ms: int) -> Reading:
         self.log.append("rows")
+        self.within_ms.append(within_ms)
         self.now_ns += self.reading_ns
         return self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
 
@@ -55,6 +57,13 @@ def test_a_confirmation_waits_for_the_last_worker(monkeypatch: pytest.MonkeyPatc
     found = force_logout.confirm("7", WorkerWatch())
     assert table.log.count("rows") == 3
     assert (found.live, found.confirmed, found.fenced, found.in_force) == (2, 2, 0, True)
+
+
+def test_a_confirmation_holds_a_connection_to_be_told_at_once_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(monkeypatch, [WorkerRow("a", 1, 2.0, False)])
+    force_logout.confirm("7", WorkerWatch())
+    assert 0 < table.within_ms[0] <= 50
+    assert set(table.within_ms[1:]) == {0}
 
 
 def test_a_confirmation_passes_a_silent_worker_only_after_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ statement."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,21 @@ def test_a_look_of_the_listener_is_the_look_of_the_model(listener: CutoffListene
     listener._look(PlayedDatabase(log))  # type: ignore[arg-type]
     assert [step for step in log if step != "clock"] == list(model.LOOK)
     assert (listener.cutoffs.lease_until_ns, listener.cutoffs.loaded) == (0, False), "it is no new lease"
+
+
+def test_busy_threads_let_a_look_have_the_interpreter_back_soon(listener: CutoffListener, log: LOG) -> None:
+    during = []
+
+    class Watched(PlayedDatabase):
+        def execute(self, query: str, parameters: Any = ()) -> Any:
+            during.append(sys.getswitchinterval())
+            return super().execute(query, parameters)
+
+    usual_s = sys.getswitchinterval()
+    listener._look(Watched(log))  # type: ignore[arg-type]
+    assert len(during) == 2
+    assert max(during) < usual_s / 10
+    assert sys.getswitchinterval() == usual_s
 
 
 def test_a_look_goes_on_where_the_last_read_ended(listener: CutoffListener, log: LOG) -> None:
