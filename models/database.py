@@ -166,5 +166,6 @@ def say_durably(**facts: str | None) -> None:
 
 
 def _set_local(settings: dict[str, str]) -> None:
-    query = "SELECT set_config(name, setting, TRUE) FROM unnest(:names, :settings) AS given (name, setting)"
+    given = "unnest(CAST(:names AS text []), CAST(:settings AS text [])) AS given (name, setting)"
+    query = f"SELECT set_config(name, setting, TRUE) FROM {given}"
     db.session.execute(text(query), {"names": list(settings), "settings": list(settings.values())})
