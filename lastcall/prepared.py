@@ -21,9 +21,16 @@ TURN_S = 0.00005
 
 @contextmanager
 def quick_turns() -> Iterator[None]:
-    """Beside busy threads, let this one have the interpreter back soon after each wait."""
+    """Beside busy threads, let this one have the interpreter back soon after each wait.
+
+    Where turns are as quick already, this changes nothing: another listener of the process may look just now, and what
+    it has set must not be taken for the usual one.
+    """
     usual_s = sys.getswitchinterval()
-    sys.setswitchinterval(min(usual_s, TURN_S))
+    if usual_s <= TURN_S:
+        yield
+        return
+    sys.setswitchinterval(TURN_S)
     try:
         yield
     finally:
