@@ -157,15 +157,16 @@ def position_of_transaction() -> str:
 
 def say(**facts: str | None) -> None:
     """Tell the triggers, for this transaction, who does it and why (schema.sql: `said`)."""
-    _set_local({f"lastcall.{name}": fact or "" for name, fact in facts.items()})
+    _say(facts, {})
 
 
 def say_durably(**facts: str | None) -> None:
     """As `say`; and the commit waits for the disk, whatever the settings of the role or the database are."""
-    _set_local({f"lastcall.{name}": fact or "" for name, fact in facts.items()} | {"synchronous_commit": "on"})
+    _say(facts, {"synchronous_commit": "on"})
 
 
-def _set_local(settings: dict[str, str]) -> None:
+def _say(facts: dict[str, str | None], more: dict[str, str]) -> None:
+    settings = {f"lastcall.{name}": fact or "" for name, fact in facts.items()} | more
     given = "unnest(CAST(:names AS text []), CAST(:settings AS text [])) AS given (name, setting)"
     query = f"SELECT set_config(name, setting, TRUE) FROM {given}"
     db.session.execute(text(query), {"names": list(settings), "settings": list(settings.values())})
