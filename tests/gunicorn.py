@@ -111,7 +111,8 @@ class Gunicorn:
             target=_run, args=(["--config", "gunicorn.conf.py", *self._options], self._environment, self.log)
         )
         self.process.start()
-        self.pid = self.process.pid or 0
+        assert self.process.pid is not None
+        self.pid = self.process.pid
         try:
             self.wait_until_ready()
         except BaseException:
@@ -193,6 +194,7 @@ class Gunicorn:
             raise AssertionError("gunicorn did not stop:\n" + self.log.read_text()[-3000:])
 
     def _kill(self) -> None:
+        self.process.kill()  # it may have no group of its own yet
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.join()

@@ -31,6 +31,8 @@ LEASE_S, MARGIN_S = 2.0, 0.25
 SLACK_S = 1.0
 """The machine is small and shared: what is promised may take so much longer here."""
 IN_FULL = ROUNDS >= 100
+PAUSE_S = 0.004 if IN_FULL else 0.012
+"""Between two requests of the load's threads: in the short form other tests run beside it."""
 LATE_S = 0.0 if IN_FULL else SLACK_S
 """On top of what a row of docs/reliability.md promises in seconds: that table is made on a machine that is idle."""
 DEADLINE_S = 40.0
@@ -57,7 +59,7 @@ class Bench:
     ) -> None:
         self.database, self.name, self.hosts, self.figures = database, name, hosts, figures
         self.history = History()
-        self.load = Load(self.history)
+        self.load = Load(self.history, PAUSE_S)
         self._usernames = itertools.cycle(f"user-{number}" for number in range(users))
         self._keys = itertools.count()
         self._recent: list[Token] = []

@@ -15,9 +15,6 @@ from tests.workers.people import ME
 
 PATIENCE_S = 8.0
 """For one answer. A worker that needs longer has lost the request."""
-PAUSE_S = 0.004 if int(os.environ.get("LASTCALL_FAULT_ROUNDS", "0")) >= 100 else 0.012
-"""Between two requests of a thread: the load shall keep the workers busy, and leave the machine to them. In the short
-form other tests run beside it."""
 
 
 class Caller:
@@ -102,10 +99,11 @@ class Pair:
 
 
 class Load:
-    """A pair of callers for each worker."""
+    """A pair of callers for each worker. The one that asks all the time pauses for `pause_s` seconds in between: the
+    load shall keep the workers busy, and leave the machine to them."""
 
-    def __init__(self, history: History) -> None:
-        self._history = history
+    def __init__(self, history: History, pause_s: float) -> None:
+        self._history, self._pause_s = history, pause_s
         self._tokens: tuple[Token, ...] = ()
         self._pairs: dict[int, Pair] = {}
 
@@ -157,7 +155,7 @@ class Load:
 
     def _keep_asking(self, pair: Pair) -> None:
         for number in itertools.count():
-            if pair.over.wait(PAUSE_S):
+            if pair.over.wait(self._pause_s):
                 return
             tokens = self._tokens
             if tokens:
