@@ -1,4 +1,4 @@
-"""One worker process of bench/propagation.py: notes when a cutoff has reached it, by each of three ways.
+"""One worker process of bench/propagation.py: notes when a cutoff has reached it, by each way.
 
 python -m bench.follower URL REDIS_SOCKET NOTES NUMBER OF_HOW_MANY TRIALS busy|idle SWITCH_INTERVAL_S
 """
@@ -18,11 +18,12 @@ import psycopg
 from bench import pubsub
 from bench.in_process import payload
 from lastcall.cutoffs import Cutoff, Cutoffs
-from lastcall.guard import Guard
+from lastcall.guard import LOOK_S, Guard
 from lastcall.listener import CutoffListener
 from lastcall.tokens import KeyRing, generate_signing_key, issue
 
-WAYS = ("Lastcall", "Redis", "polling")
+WAYS = ("Lastcall", "applied", "Redis", "polling")
+"""By Lastcall twice: since when no check accepts, and since when the cutoff is in memory."""
 POLL_S = 1.0
 
 
@@ -39,8 +40,8 @@ class Notes:
     def _place(self, way: str, worker: int, trial: int) -> int:
         return (WAYS.index(way) * self._workers + worker) * self._trials + trial
 
-    def note(self, way: str, worker: int, trial: int) -> None:
-        self._moments[self._place(way, worker, trial)] = time.monotonic_ns()
+    def note(self, way: str, worker: int, trial: int, moment_ns: int | None = None) -> None:
+        self._moments[self._place(way, worker, trial)] = moment_ns or time.monotonic_ns()
 
     def of(self, way: str, trial: int) -> list[int]:
         """One moment for each worker; 0 where it has not come."""
@@ -48,16 +49,33 @@ class Notes:
 
 
 class NotingCutoffs(Cutoffs):
-    """Cutoffs that note when a trial's has been applied."""
+    """Cutoffs that note since when no check accepts what a trial's refuses: since the look that has applied it began,
+    if no check has given it up, or since it was applied."""
+
+    _looking_since_ns = 0
+    _look: threading.Event | None = None
 
     def __init__(self, notes: Notes, worker: int) -> None:
         super().__init__()
         self._notes, self._worker = notes, worker
 
+    @property
+    def look(self) -> threading.Event | None:
+        return self._look
+
+    @look.setter
+    def look(self, look: threading.Event | None) -> None:
+        self._look = look
+        self._looking_since_ns = time.monotonic_ns()
+
     def advance(self, cutoff: Cutoff) -> bool:
         risen = super().advance(cutoff)
         if risen and cutoff.subject.isdigit():
-            self._notes.note("Lastcall", self._worker, int(cutoff.subject))
+            since_ns, now_ns = self._looking_since_ns, time.monotonic_ns()
+            waited = self._look is not None and now_ns - since_ns < LOOK_S * 1e9
+            trial = int(cutoff.subject)
+            self._notes.note("Lastcall", self._worker, trial, since_ns if waited else now_ns)
+            self._notes.note("applied", self._worker, trial, now_ns)
         return risen
 
 

@@ -1,11 +1,12 @@
 """Cutoffs: what is revoked, in this process's memory, and the lease that says how long it may be believed.
 
-It knows no database, no tokens and no threads: one thread (the listener's) writes, any number read without a lock.
+It knows no database and no tokens: one thread (the listener's) writes, any number read without a lock.
 Every level only ever rises, so duplicates, reordering and replays are harmless (tests/unit/test_cutoffs.py).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -49,6 +50,9 @@ class Cutoffs:
         """Until when, on `boottime_ns()`, this object may be believed. 0: not at all."""
         self.loaded = False
         self.fenced = False
+        self.look: threading.Event | None = None
+        """While the listener looks at what a NOTIFY is about: set once that is applied. A check that comes meanwhile
+        waits for it, so that it already sees the cutoff, and leaves the interpreter to the listener."""
         self.wall_offset_ns = time.time_ns() - boottime_ns()
         """The database's clock minus `boottime_ns()`: all workers judge `exp` by the one clock that they share."""
 

@@ -321,10 +321,16 @@ class CutoffListener:
 
     def _look(self, connection: psycopg.Connection) -> None:
         """On a hint, between two rounds: read, apply, and say so. The lease stays what it was: only a row that was
-        renewed before the read may be trusted for longer."""
+        renewed before the read may be trusted for longer. Checks that come while it reads wait for it."""
         self._busy_since_ns = boottime_ns()
+        look = self.cutoffs.look = threading.Event()
         with quick_turns():
-            self._confirm(connection, self._read(connection))
+            try:
+                position = self._read(connection)
+            finally:
+                self.cutoffs.look = None
+                look.set()
+            self._confirm(connection, position)
 
     def _confirm(self, connection: psycopg.Connection, position: str) -> None:
         self._position = position

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ import pytest
 
 from lastcall.claims import Claims
 from lastcall.cutoffs import Cutoff, Cutoffs
+from lastcall.errors import Revoked
+from lastcall.guard import Guard
 from lastcall.listener import CANARY, CutoffListener
+from lastcall.tokens import KeyRing, generate_signing_key, issue
 from tests.database.conftest import DEADLINE_S, CatchUp, one, wait_until
 
 AHEAD = "4000000000:4000000000:"
@@ -123,14 +129,14 @@ def test_a_cutoff_that_is_made_right_after_the_first_read_is_heard_at_once(
 def test_a_cut_connection_recovers_and_nothing_is_missed(
     psql: psycopg.Connection, listener: CutoffListener, cutoffs: Cutoffs, heard: Heard, catch_up: CatchUp, times: int
 ) -> None:
-    for time in range(times):
+    for turn in range(times):
         ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
         mine = " WHERE application_name = 'lastcall-listener' AND datname = current_database()"
         wait_until(lambda sql=ended + mine: one(psql, sql) == 1, "the listener is connected")
-        raise_user(psql, f"user {time}", 1)  # while nobody listens
+        raise_user(psql, f"user {turn}", 1)  # while nobody listens
         heard.wait()
         catch_up()
-    assert all(refuses(cutoffs, f"user {time}", 0) for time in range(times))
+    assert all(refuses(cutoffs, f"user {turn}", 0) for turn in range(times))
     assert listener.wait_until_live()
     assert one(psql, "SELECT count(*) FROM workers") == 1
 
@@ -376,3 +382,25 @@ def test_postgresql_ends_the_connection_of_a_listener_that_says_nothing(
     stuck.set()
     monkeypatch.undo()
     wait_until(lambda: one(psql, query) == 1, "the listener is back")
+
+
+def test_a_check_that_comes_while_the_listener_looks_finds_the_cutoff(
+    psql: psycopg.Connection, database_url: str, listener: CutoffListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lastcall.guard.LOOK_S", DEADLINE_S)
+    ring = KeyRing.parse(json.dumps(generate_signing_key("HS256")))
+    guard = Guard(ring, listener.cutoffs, issuer="lastcall", audience="lastcall")
+    now = int(time.time())
+    payload = {"iss": "lastcall", "aud": "lastcall", "sub": "ann", "sid": CANARY, "jti": "one", "client_id": "test"}
+    times = {"iat": now, "auth_time": now, "exp": now + 300}
+    raw = issue({**payload, **times, "roles": [], "user_gen": 0, "everyone_gen": 0}, ring)
+    assert guard.check(raw).sub == "ann"
+    with psycopg.connect(database_url) as revoking, ThreadPoolExecutor(1) as others:
+        revoking.execute("LOCK TABLE cutoffs")  # what the listener reads
+        raise_user(revoking, "ann", 1)
+        psql.execute("NOTIFY lastcall_cutoffs")
+        wait_until(lambda: listener.cutoffs.look is not None, "the listener looks")
+        answer = others.submit(guard.check, raw)
+        revoking.commit()
+        with pytest.raises(Revoked):
+            answer.result(DEADLINE_S)
