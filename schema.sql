@@ -492,11 +492,13 @@ BEGIN
 END
 $$;
 
--- Waits until every worker has applied the transaction, or some milliseconds are over: whoever asks for a confirmation
--- would have to ask again and again. Not for a row that was left behind, whose lease is long over by this clock: what
--- counts is the asker's own judgement (models/worker.py).
-CREATE OR REPLACE FUNCTION wait_for_workers(transaction_id xid8, patience_ms integer) RETURNS void
-LANGUAGE plpgsql AS $$
+-- All workers, and whether each has applied the transaction: as soon as all have, or after some milliseconds, because
+-- whoever asks for a confirmation would have to ask again and again. It does not wait for a row that was left behind,
+-- whose lease is long over by this clock: what counts is the asker's own judgement (models/worker.py).
+CREATE OR REPLACE FUNCTION read_workers(transaction_id xid8, patience_ms integer)
+RETURNS TABLE (
+    incarnation text, is_old boolean, worker_id text, renewals bigint, lease_s double precision, has_applied boolean
+) LANGUAGE plpgsql AS $$
 BEGIN
     FOR waited_ms IN 1..patience_ms LOOP
         PERFORM FROM workers AS w
@@ -505,6 +507,11 @@ BEGIN
         EXIT WHEN NOT FOUND;
         PERFORM pg_sleep(0.001);
     END LOOP;
+    RETURN QUERY
+    SELECT
+        i.id::text, i.since < clock_timestamp() - interval '1 minute', w.id::text, w.renewals, w.lease_s,
+        w.incarnation = i.id AND coalesce(pg_visible_in_snapshot(transaction_id, w.snapshot), FALSE)
+    FROM incarnation AS i LEFT JOIN workers AS w ON TRUE;
 END
 $$;
 

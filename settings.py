@@ -49,7 +49,6 @@ class Settings:
     audience: str
     argon2_time_cost: int
     argon2_memory_kib: int
-    argon2_parallelism: int
     metrics_token: str | None
     trusted_proxies: int
     secure_cookies: bool
@@ -98,9 +97,8 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         revoke_on_role_removal=_boolean(env, "LASTCALL_REVOKE_ON_ROLE_REMOVAL", True),
         issuer=env.get("LASTCALL_ISSUER") or "lastcall",
         audience=env.get("LASTCALL_AUDIENCE") or "lastcall",
-        argon2_time_cost=_integer(env, "LASTCALL_ARGON2_TIME_COST", 2, 1, 20),
-        argon2_memory_kib=_integer(env, "LASTCALL_ARGON2_MEMORY_KIB", 19_456, 8, 1_048_576),
-        argon2_parallelism=_integer(env, "LASTCALL_ARGON2_PARALLELISM", 1, 1, 16),
+        argon2_time_cost=_integer(env, "LASTCALL_ARGON2_TIME_COST", 5, 1, 20),
+        argon2_memory_kib=_integer(env, "LASTCALL_ARGON2_MEMORY_KIB", 7_168, 8, 1_048_576),
         metrics_token=env.get("LASTCALL_METRICS_TOKEN") or None,
         trusted_proxies=_integer(env, "LASTCALL_TRUSTED_PROXIES", 0, 0, 10),
         secure_cookies=_boolean(env, "LASTCALL_SECURE_COOKIES", False),

@@ -67,7 +67,7 @@ _LIMITS = {
 def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> None:
     """Let the engine of `app` open its connections with `patience`. With `pooled` a transaction-mode pooler may be in
     between, where a setting belongs to the transaction (pgbouncer manual, "SQL feature map")."""
-    app.extensions["lastcall_patience"] = patience
+    app.extensions["lastcall_patience"], app.extensions["lastcall_pooled"] = patience, pooled
     limits = ", ".join(f"set_config('{name}', '{value}', {pooled})" for name, value in _LIMITS.items())
 
     def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
@@ -100,6 +100,16 @@ def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
             raise
         finally:
             db.session.close()
+
+
+@contextmanager
+def each_alone() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
+    """The same for statements that need no transaction around them: a BEGIN and a COMMIT are two more answers to wait
+    for. Behind a transaction-mode pooler it is one all the same: the limits belong to it there."""
+    with transaction() as session:
+        if not current_app.extensions.get("lastcall_pooled"):
+            session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        yield session
 
 
 @contextmanager

@@ -6,6 +6,7 @@ confirm()   waits until every live worker has applied it, or no longer trusts it
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from models.errors import NotFound
 from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
 from models.session_filter import SessionFilter, fits, matches
-from models.session_list import count_active, count_matching
+from models.session_list import count_active, count_matching, number_of_active
+from models.user import User
 from models.worker import WorkerWatch, read_workers
 
 LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
@@ -32,6 +34,21 @@ PATIENCE_S = 10.0
 
 AT_FIRST_MS = 30
 """How long it holds a connection to be told at once (milliseconds): most confirmations are there by then."""
+
+_WRITE_HISTORY = text("""
+    INSERT INTO revocations (
+        id, scope, subject, subject_name, filter, reason, actor_id, actor_name, actor_session, actor_ip, cause, min_gen,
+        cutoff_at, sessions_ended, expires_at
+    )
+    SELECT
+        :id, :scope, :subject, :subject_name, CAST(:filter AS jsonb), :reason, :actor_id, :actor_name, :actor_session,
+        CAST(:actor_ip AS inet), :cause, CAST(:min_gen AS bigint),
+        coalesce(CAST(:until AS timestamptz), max(c.cutoff_at), clock_timestamp()), :ended,
+        coalesce(max(c.expires_at), cutoff_expiry(NULL))
+    FROM cutoffs AS c
+    WHERE (:any OR c.scope::text = :scope AND c.subject = :subject) AND c.xid = pg_current_xact_id()
+    RETURNING cutoff_at, pg_current_xact_id()::text
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +101,10 @@ def revoke_user(user_id: UUID, actor: Actor, *, cause: str = "force_logout") -> 
     """Sign a user out everywhere. Raises NotFound for a user that never was."""
     with transaction() as session:
         revocation_id = _begin(actor, cause)
-        ended = count_active(user_id)
-        row = session.execute(
-            text("UPDATE users SET gen = gen + 1 WHERE id = :id RETURNING username, gen"), {"id": user_id}
-        ).first()
-        name, gen = (row.username, row.gen) if row else (_name_of_the_gone(user_id), None)
+        # What is returned beside the row is counted before its triggers end anything.
+        raised = update(User).where(User.id == user_id).values(gen=User.gen + 1)
+        row = session.execute(raised.returning(User.username, User.gen, number_of_active(user_id))).one_or_none()
+        name, gen, ended = row or (_name_of_the_gone(user_id), None, count_active(user_id))
         return _finish(revocation_id, actor, cause, "user", str(user_id), name, gen, ended)
 
 
@@ -270,39 +286,31 @@ def _finish(
     ended: int,
     wanted: SessionFilter | None = None,
 ) -> Receipt:
-    """Write the history row, and read from it what the receipt says."""
+    """Write the history row from the cutoffs of this transaction; the receipt says what is in it."""
     if scope == "filter" and ended == 0:  # no cutoff rose, so no trigger tells the workers to look
         db.session.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
-    at, expires, position = db.session.execute(
-        text(
-            "SELECT coalesce(max(cutoff_at), clock_timestamp()), coalesce(max(expires_at), cutoff_expiry(NULL)),"
-            " pg_current_xact_id()::text FROM cutoffs"
-            " WHERE (:any OR scope::text = :scope AND subject = :subject) AND xid = pg_current_xact_id()"
-        ),
-        {"scope": scope, "subject": subject, "any": wanted is not None},
+    # The history is also asked by the time of a token (lastcall/ask.py).
+    until = wanted.until if wanted is not None and scope != "filter" else None
+    at, position = db.session.execute(
+        _WRITE_HISTORY,
+        {
+            "id": revocation_id,
+            "scope": scope,
+            "subject": subject,
+            "subject_name": name,
+            "filter": json.dumps(wanted.as_json()) if wanted else None,
+            "reason": actor.reason,
+            "actor_id": actor.user_id,
+            "actor_name": actor.name,
+            "actor_session": actor.session_id,
+            "actor_ip": actor.ip,
+            "cause": cause,
+            "min_gen": gen,
+            "until": until,
+            "ended": ended,
+            "any": wanted is not None,
+        },
     ).one()
-    if wanted is not None and wanted.until is not None and scope != "filter":
-        at = wanted.until  # the history is also asked by the time of a token (lastcall/ask.py)
-    db.session.add(
-        Revocation(
-            id=revocation_id,
-            scope=scope,
-            subject=subject,
-            subject_name=name,
-            filter=wanted.as_json() if wanted else None,
-            reason=actor.reason,
-            actor_id=actor.user_id,
-            actor_name=actor.name,
-            actor_session=actor.session_id,
-            actor_ip=actor.ip,
-            cause=cause,
-            min_gen=gen,
-            cutoff_at=at,
-            sessions_ended=ended,
-            expires_at=expires,
-        )
-    )
-    db.session.flush()
     return Receipt(
         str(revocation_id),
         scope,

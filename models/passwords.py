@@ -1,9 +1,10 @@
-"""Passwords: argon2id (RFC 9106), one at a time in a thread that steps back behind all others, so that sign-ins never
-starve requests that only need a check (bench/sign_ins.py)."""
+"""Passwords: argon2id (RFC 9106) by libsodium, one at a time in a thread that steps back behind all others, so that
+sign-ins never starve requests that only need a check (docs/decisions/0013-libsodium.md, bench/sign_ins.py)."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 import threading
@@ -11,15 +12,42 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 
-from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from nacl.exceptions import InvalidkeyError
+from nacl.pwhash import argon2id
 
 from models.errors import TooManySignIns
 
 WAITING = 32
-"""How many may wait for argon2 in one process: some 0.8 s. Each holds a thread, and half of them are for others."""
+"""How many may wait for argon2 in one process: some 0.4 s. Each holds a thread, and half of them are for others."""
 _NICE = 10
-_hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+_READABLE = re.compile(r"\$argon2id?\$v=19\$m=\d{1,7},t=\d{1,3},p=\d{1,2}\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+", re.ASCII)
+_LONGEST = 127
+"""Of a hash that libsodium reads (characters)."""
+
+
+class Argon2id:
+    """Hashes in the PHC string format, with these parameters; libsodium knows one lane."""
+
+    def __init__(self, time_cost: int, memory_kib: int) -> None:
+        self.time_cost, self.memory_kib = time_cost, memory_kib
+        self._begins = f"$argon2id$v=19$m={memory_kib},t={time_cost},p=1$"
+
+    def hash(self, password: str) -> str:
+        made = argon2id.str(password.encode(), opslimit=self.time_cost, memlimit=self.memory_kib * 1024)
+        return made.decode("ascii")
+
+    def verify(self, password_hash: str, password: str) -> bool:
+        """False also for a hash that cannot be read, at once."""
+        try:
+            return argon2id.verify(password_hash.encode("ascii"), password.encode())
+        except InvalidkeyError:
+            return False
+
+    def is_renewed(self, password_hash: str) -> bool:
+        return password_hash.startswith(self._begins)
+
+
+_hasher = Argon2id(time_cost=5, memory_kib=7168)
 
 
 def _step_back() -> None:
@@ -50,13 +78,13 @@ def _start_anew() -> None:
 os.register_at_fork(after_in_child=_start_anew)
 
 
-def configure(*, time_cost: int, memory_kib: int, parallelism: int) -> None:
+def configure(*, time_cost: int, memory_kib: int) -> None:
     """The argon2id parameters in force from now on; older hashes are renewed at the next sign-in.
 
     Nobody's hash is made here: the first sign-in with a name that nobody has must not take longer than the others.
     """
     global _hasher
-    _hasher = PasswordHasher(time_cost=time_cost, memory_cost=memory_kib, parallelism=parallelism)
+    _hasher = Argon2id(time_cost, memory_kib)
     _nobodys_hash.cache_clear()
     _nobodys_hash()
 
@@ -79,21 +107,13 @@ def verify_password(password_hash: str | None, password: str) -> bool:
 
 
 def _verify(password_hash: str | None, password: str) -> bool:
-    try:
-        return _hasher.verify(password_hash or _nobodys_hash(), password) and password_hash is not None
-    except VerifyMismatchError:
-        return False
-    except (VerificationError, InvalidHashError):
-        pass
-    try:
-        _hasher.verify(_nobodys_hash(), password)
-    except VerificationError:
-        pass
-    return False
+    known = password_hash or ""
+    readable = len(known) <= _LONGEST and _READABLE.fullmatch(known) is not None
+    return _hasher.verify(known if readable else _nobodys_hash(), password) and readable
 
 
 def needs_rehash(password_hash: str) -> bool:
-    return _hasher.check_needs_rehash(password_hash)
+    return not _hasher.is_renewed(password_hash)
 
 
 def invent_password() -> str:

@@ -7,12 +7,25 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, CompoundSelect, Uuid, any_, cast, func, literal, select, tuple_, union_all
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    CompoundSelect,
+    ScalarSelect,
+    Uuid,
+    any_,
+    cast,
+    func,
+    literal,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from models.cursor import read_cursor, write_cursor
 from models.database import db, expected_rows, transaction
-from models.login_session import LoginSession, SessionFacts, facts_of, state
+from models.login_session import LoginSession, SessionFacts, facts_of, is_active, state
 from models.session_filter import Conditions, SessionFilter, fits
 from models.shelves import Shelves, places_of, read_shelves, sums_of
 
@@ -107,9 +120,17 @@ def _gather(places: list[Conditions], conditions: Conditions, order: _Order, at_
 
 def count_active(user_id: UUID) -> int:
     """A user's, however many. Within a transaction under way."""
-    places, strays = sums_of("active", read_shelves())
-    own: Conditions = [LoginSession.user_id == user_id]
-    return int(db.session.scalar(select(_number(places, own) - _number(strays, own))) or 0)
+    return int(db.session.scalar(select(number_of_active(user_id))) or 0)
+
+
+def number_of_active(user_id: UUID) -> ScalarSelect[int]:
+    """The same, for use within another query."""
+    return (
+        select(func.count())
+        .select_from(LoginSession)
+        .where(LoginSession.user_id == user_id, is_active())
+        .scalar_subquery()
+    )
 
 
 def count_matching(wanted: SessionFilter) -> tuple[int, bool]:

@@ -25,7 +25,7 @@ from lastcall.strict import write_base64url
 from lastcall.tokens import issue
 from models import passwords
 from models.audit import Actor
-from models.database import Busy, db, position_of_transaction, say, say_durably, transaction
+from models.database import Busy, db, each_alone, position_of_transaction, say, say_durably, transaction
 from models.device import describe_device
 from models.errors import NotAllowed, NotFound, RefreshRejected, WrongCredentials
 from models.force_logout import Receipt, revoke_session
@@ -84,7 +84,7 @@ def sign_in(
     """Raises WrongCredentials (the same for an unknown name), Throttled; NotAllowed without `needed_role`; Busy when
     the user changed all the while."""
     for _ in range(TRIES):
-        with transaction():
+        with each_alone():
             user = _facts_by("lower(u.username) = lower(:key)", username)
             name = user.username or username
             refuse_when_throttled(name, client.ip)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from lastcall.clock import boottime_ns
 from models.cursor import read_cursor, write_cursor
-from models.database import db, transaction
+from models.database import db, each_alone, transaction
 
 MARGIN_S = 0.25
 """Added to every lease before anyone counts on its end (seconds)."""
@@ -104,22 +104,19 @@ class WorkerWatch:
 def read_workers(position: str, *, within_ms: int = 0) -> Reading:
     """All rows, with whether each has applied everything up to and including the transaction `position`: at once, or
     as soon as all have, `within_ms` milliseconds at most."""
-    query = text("""
-        SELECT
-            i.id::text, i.since < clock_timestamp() - interval '1 minute', w.id::text, w.renewals, w.lease_s,
-            w.incarnation = i.id AND coalesce(pg_visible_in_snapshot(CAST(:position AS text)::xid8, w.snapshot), FALSE)
-        FROM incarnation AS i LEFT JOIN workers AS w ON TRUE
-    """)
-    with transaction() as session:
-        if within_ms:
-            wait = text("SELECT wait_for_workers(CAST(:position AS text)::xid8, :within_ms)")
-            session.execute(wait, {"position": position, "within_ms": within_ms})
-        found = session.execute(query, {"position": position}).all()
+    query = text("SELECT * FROM read_workers(CAST(:position AS text)::xid8, :within_ms)")
+    given = {"position": position, "within_ms": within_ms}
+    with each_alone() as session:
+        found = session.execute(query, given).all()
         if not found:  # emptied by a crash, and no worker is back yet
             session.execute(text("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING"))
-            found = session.execute(query, {"position": position}).all()
-    rows = [WorkerRow(row[2], row[3], row[4], bool(row[5])) for row in found if row[2] is not None]
-    return Reading(rows, found[0][0], found[0][1])
+            found = session.execute(query, given).all()
+    rows = [
+        WorkerRow(row.worker_id, row.renewals, row.lease_s, bool(row.has_applied))
+        for row in found
+        if row.worker_id is not None
+    ]
+    return Reading(rows, found[0].incarnation, found[0].is_old)
 
 
 def observe_workers(watch: WorkerWatch) -> set[str]:

@@ -270,6 +270,6 @@ def test_the_database_waits_for_every_worker_but_not_for_ever(
     with psql.transaction():
         position = "3" if seen else one(psql, "SELECT pg_current_xact_id()::text")
         before = one(psql, "SELECT clock_timestamp()")
-        psql.execute("SELECT wait_for_workers(%s::xid8, %s)", (position, patience_ms))
+        psql.execute("SELECT FROM read_workers(%s::xid8, %s)", (position, patience_ms))
         waited_s = (one(psql, "SELECT clock_timestamp()") - before).total_seconds()
     assert (waited_s * 1000 < patience_ms) is seen

@@ -7,19 +7,31 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from models import passwords
 from models.errors import TooManySignIns
+from settings import from_environment
+from tests.unit.by_hand import SECRET
+
+OWASP = {(47_104, 1), (19_456, 2), (12_288, 3), (9_216, 4), (7_168, 5)}
+"""Memory (KiB) and passes that OWASP's Password Storage Cheat Sheet calls an equal defence, with one lane."""
+
+MADE_ELSEWHERE = [  # of "correct horse", by argon2-cffi
+    "$argon2id$v=19$m=19456,t=2,p=1$Inf085tbtqnwPEgTeBXAYQ$6nfZgoQ70PHOK5R1raqBURkGt974Mo/XSr1b7ZMl4YU",
+    "$argon2id$v=19$m=64,t=1,p=4$hv+lDFeLZkZJM+/4Pvd1XQ$dor+CYi8traGUQVEHDn7YIgcg7upoGJ6bAznxthhTxc",
+    "$argon2i$v=19$m=64,t=3,p=1$jAnWj7tFhmYllcKsWe4hHg$RBh3qZt2uy4JsfRLYe18kM7WP01wQvPaI3tTnUhrcrE",
+]
 
 
 @pytest.fixture
 def cheap() -> Iterator[None]:
     before = passwords._hasher
-    passwords.configure(time_cost=1, memory_kib=8, parallelism=1)
+    passwords.configure(time_cost=1, memory_kib=8)
     yield
-    passwords.configure(time_cost=before.time_cost, memory_kib=before.memory_cost, parallelism=before.parallelism)
+    passwords.configure(time_cost=before.time_cost, memory_kib=before.memory_kib)
 
 
 def test_the_right_password_is_right_and_any_other_is_wrong(cheap: None) -> None:
@@ -36,9 +48,18 @@ def test_a_hash_is_argon2id_salted_and_does_not_hold_the_password(cheap: None) -
     assert "horse" not in one
 
 
-def test_the_parameters_are_owasps_unless_they_are_set() -> None:
-    passwords.configure(time_cost=2, memory_kib=19_456, parallelism=1)
-    assert "m=19456,t=2,p=1" in passwords.hash_password("correct horse")
+def test_the_parameters_are_among_owasps_unless_they_are_set(tmp_path: Path) -> None:
+    usual = from_environment({"LASTCALL_DATA_DIR": str(tmp_path), "LASTCALL_SIGNING_KEY": SECRET})
+    assert (usual.argon2_memory_kib, usual.argon2_time_cost) in OWASP
+    made = passwords.Argon2id(usual.argon2_time_cost, usual.argon2_memory_kib).hash("correct horse")
+    assert made.startswith(f"$argon2id$v=19$m={usual.argon2_memory_kib},t={usual.argon2_time_cost},p=1$")
+
+
+@pytest.mark.parametrize("kept", MADE_ELSEWHERE)
+def test_hashes_of_the_reference_implementation_go_on_being_good_and_are_renewed(cheap: None, kept: str) -> None:
+    assert passwords.verify_password(kept, "correct horse")
+    assert not passwords.verify_password(kept, "wrong horse")
+    assert passwords.needs_rehash(kept)
 
 
 def test_a_name_that_nobody_has_costs_as_much_work_as_a_wrong_password(
@@ -58,15 +79,30 @@ def test_a_name_that_nobody_has_costs_as_much_work_as_a_wrong_password(
     assert nobodys.split("$")[3] == "m=8,t=1,p=1"
 
 
-@pytest.mark.parametrize("kept", ["", "x", "$argon2id$", "$2b$12$abcdefghijklmnopqrstuv"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "",
+        "x",
+        "!",
+        "$argon2id$",
+        "$2b$12$abcdefghijklmnopqrstuv",
+        "$argon2id$v=19$m=8,t=1,p=1$c2FsdA$" + "A" * 200,
+        "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHRzYWx0$ä",
+        "$argon2id$v=19$m=8,t=1,p=1$A$A",
+        MADE_ELSEWHERE[1] + "\n",
+        MADE_ELSEWHERE[1] + "\x00",
+    ],
+)
 def test_a_hash_that_cannot_be_read_lets_nobody_in(cheap: None, kept: str) -> None:
     assert not passwords.verify_password(kept, "x")
+    assert not passwords.verify_password(kept, "correct horse")
 
 
 def test_a_hash_of_other_parameters_is_renewed(cheap: None) -> None:
     kept = passwords.hash_password("correct horse")
     assert not passwords.needs_rehash(kept)
-    passwords.configure(time_cost=2, memory_kib=16, parallelism=1)
+    passwords.configure(time_cost=2, memory_kib=16)
     assert passwords.needs_rehash(kept)
     assert passwords.verify_password(kept, "correct horse")
 
