@@ -33,7 +33,10 @@ def main() -> None:
         _make_venv()
     stamp.unlink(missing_ok=True)
     requirements = "requirements-dev.txt" if dev else "requirements.txt"
-    _pip("install", "--require-hashes", "--requirement", requirements, saying="Installing the locked packages")
+    # The lock names everything. Left to look for what a package needs, pip 23 takes the newest one that has an extra
+    # (coverage[toml]), whatever is pinned, and then refuses it: no new machine could be set up on that package's next day.
+    install = ("install", "--no-deps", "--require-hashes")
+    _pip(*install, "--requirement", requirements, saying="Installing the locked packages")
     _fetch_assets()
     # What tests need holds all that a run needs.
     stamp.write_text("\n".join({wanted, _wanted(dev=False)}) + "\n", encoding="utf-8")

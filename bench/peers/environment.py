@@ -20,7 +20,7 @@ def python() -> str:
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
         shutil.rmtree(FOLDER, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(FOLDER)])
-        install = ["install", "--require-hashes", "--requirement", str(LOCK)]
+        install = ["install", "--no-deps", "--require-hashes", "--requirement", str(LOCK)]
         _run([str(path), "-m", "pip", "--quiet", "--no-input", *install])
         stamp.write_text(wanted, encoding="utf-8")
     return str(path)
