@@ -33,8 +33,8 @@ def main() -> None:
         _make_venv()
     stamp.unlink(missing_ok=True)
     requirements = "requirements-dev.txt" if dev else "requirements.txt"
-    # The lock names everything. Left to look for what a package needs, pip 23 takes the newest one that has an extra
-    # (coverage[toml]), whatever is pinned, and then refuses it: no new machine could be set up on that package's next day.
+    # The lock names everything. Left to look for what a package needs, pip 23 takes the newest one for an extra
+    # (coverage[toml]), whatever is pinned, and then refuses it: a new machine could not be set up any more.
     install = ("install", "--no-deps", "--require-hashes")
     _pip(*install, "--requirement", requirements, saying="Installing the locked packages")
     _fetch_assets()
