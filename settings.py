@@ -18,6 +18,8 @@ from lastcall.tokens import KeyRing, generate_signing_key
 
 LONGEST_LIFETIME_S = 900
 """No access token lives longer than this, whatever it says, unless LASTCALL_ACCESS_TTL asks for more (seconds)."""
+ARGON2_TIME_COST, ARGON2_MEMORY_KIB = 5, 7_168
+"""One of the settings that OWASP names (docs/decisions/0013-libsodium.md)."""
 
 
 class SettingsError(ValueError):
@@ -97,8 +99,8 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         revoke_on_role_removal=_boolean(env, "LASTCALL_REVOKE_ON_ROLE_REMOVAL", True),
         issuer=env.get("LASTCALL_ISSUER") or "lastcall",
         audience=env.get("LASTCALL_AUDIENCE") or "lastcall",
-        argon2_time_cost=_integer(env, "LASTCALL_ARGON2_TIME_COST", 5, 1, 20),
-        argon2_memory_kib=_integer(env, "LASTCALL_ARGON2_MEMORY_KIB", 7_168, 8, 1_048_576),
+        argon2_time_cost=_integer(env, "LASTCALL_ARGON2_TIME_COST", ARGON2_TIME_COST, 1, 20),
+        argon2_memory_kib=_integer(env, "LASTCALL_ARGON2_MEMORY_KIB", ARGON2_MEMORY_KIB, 8, 1_048_576),
         metrics_token=env.get("LASTCALL_METRICS_TOKEN") or None,
         trusted_proxies=_integer(env, "LASTCALL_TRUSTED_PROXIES", 0, 0, 10),
         secure_cookies=_boolean(env, "LASTCALL_SECURE_COOKIES", False),

@@ -2,7 +2,7 @@
 and page 1,000 (or one near the end, reached by its cursor), the console, log-outs, sign-ins, refreshes, and a purge of
 some thousand sessions a second meanwhile. Over HTTP, in four gunicorn workers for each size on a real, durable
 PostgreSQL; the sizes take turns. The time is what the answer took in the server: median / 95th of a hundred, in
-milliseconds. A receipt is in force on all workers. A sign-in is argon2, and little else. LASTCALL_BENCH_SESSIONS asks
+milliseconds. A receipt is in force on all workers. Most of a sign-in is argon2. LASTCALL_BENCH_SESSIONS asks
 for other sizes, such as 1000,10000000."""
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -74,8 +75,8 @@ class Guard:
         if claims is None:
             claims = self._verify(raw, digest)
         cutoffs = self.cutoffs
-        if cutoffs.look is not None:
-            self._wait_for_the_look()
+        if (look := cutoffs.look) is not None:
+            self._wait_for(look)
         now_ns = self._clock_ns()
         if claims.exp * 1_000_000_000 <= now_ns + cutoffs.wall_offset_ns:
             self._memo.pop(digest, None)
@@ -95,10 +96,9 @@ class Guard:
             raise Revoked(scope, subject, session_id=claims.sid)
         return claims
 
-    def _wait_for_the_look(self) -> None:
+    def _wait_for(self, look: threading.Event) -> None:
         """Whoever has waited in vain lets the others go on: the lease keeps the promise without any look."""
-        look = self.cutoffs.look
-        if look is not None and not look.wait(LOOK_S) and self.cutoffs.look is look:
+        if not look.wait(LOOK_S) and self.cutoffs.look is look:
             self.cutoffs.look = None
 
     def _verify(self, raw: str, digest: bytes) -> Claims:

@@ -16,6 +16,7 @@ from nacl.exceptions import InvalidkeyError
 from nacl.pwhash import argon2id
 
 from models.errors import TooManySignIns
+from settings import ARGON2_MEMORY_KIB, ARGON2_TIME_COST
 
 WAITING = 32
 """How many may wait for argon2 in one process: some 0.4 s. Each holds a thread, and half of them are for others."""
@@ -43,11 +44,11 @@ class Argon2id:
         except InvalidkeyError:
             return False
 
-    def is_renewed(self, password_hash: str) -> bool:
-        return password_hash.startswith(self._begins)
+    def needs_rehash(self, password_hash: str) -> bool:
+        return not password_hash.startswith(self._begins)
 
 
-_hasher = Argon2id(time_cost=5, memory_kib=7168)
+_hasher = Argon2id(ARGON2_TIME_COST, ARGON2_MEMORY_KIB)
 
 
 def _step_back() -> None:
@@ -113,7 +114,7 @@ def _verify(password_hash: str | None, password: str) -> bool:
 
 
 def needs_rehash(password_hash: str) -> bool:
-    return not _hasher.is_renewed(password_hash)
+    return _hasher.needs_rehash(password_hash)
 
 
 def invent_password() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.errors import Revoked
 from lastcall.guard import Guard
 from lastcall.listener import CANARY, CutoffListener
-from lastcall.tokens import KeyRing, generate_signing_key, issue
 from tests.database.conftest import DEADLINE_S, CatchUp, one, wait_until
+from tests.unit.by_hand import HS256, token
 
 AHEAD = "4000000000:4000000000:"
 
@@ -388,12 +387,9 @@ def test_a_check_that_comes_while_the_listener_looks_finds_the_cutoff(
     psql: psycopg.Connection, database_url: str, listener: CutoffListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lastcall.guard.LOOK_S", DEADLINE_S)
-    ring = KeyRing.parse(json.dumps(generate_signing_key("HS256")))
-    guard = Guard(ring, listener.cutoffs, issuer="lastcall", audience="lastcall")
+    guard = Guard(HS256, listener.cutoffs, issuer="lastcall", audience="lastcall")
     now = int(time.time())
-    payload = {"iss": "lastcall", "aud": "lastcall", "sub": "ann", "sid": CANARY, "jti": "one", "client_id": "test"}
-    times = {"iat": now, "auth_time": now, "exp": now + 300}
-    raw = issue({**payload, **times, "roles": [], "user_gen": 0, "everyone_gen": 0}, ring)
+    raw = token(sub="ann", iat=now, auth_time=now, exp=now + 300, user_gen=0, everyone_gen=0)
     assert guard.check(raw).sub == "ann"
     with psycopg.connect(database_url) as revoking, ThreadPoolExecutor(1) as others:
         revoking.execute("LOCK TABLE cutoffs")  # what the listener reads
