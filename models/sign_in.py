@@ -30,7 +30,14 @@ from models.device import describe_device
 from models.errors import NotAllowed, NotFound, RefreshRejected, WrongCredentials
 from models.force_logout import Receipt, revoke_session
 from models.refresh_token import FAMILY_BYTES, SECRET_BYTES, digest, read_refresh_token, sealed
-from models.throttle import note_failure, refuse_when_throttled, refuse_when_throttled_by_now
+from models.throttle import (
+    FAILURES,
+    count_failures,
+    let_no_failure_in_between,
+    note_failure,
+    refuse_when_throttled,
+    tried,
+)
 from settings import Settings
 
 GRACE_S = 10.0
@@ -39,12 +46,35 @@ TRIES = 3
 """How often a sign-in reads the facts and checks the password, when they change while it does (argon2 is not free)."""
 
 _USER_FACTS = """
-SELECT
     u.id, u.username, u.password_hash, u.disabled_at IS NOT NULL AS disabled, u.gen AS user_gen,
     e.gen AS everyone_gen,
     coalesce((SELECT array_agg(r.role ORDER BY r.role) FROM user_roles AS r WHERE r.user_id = u.id), '{}') AS roles
-FROM everyone AS e LEFT JOIN users AS u ON
 """
+_FACTS_BY_ID = text(f"SELECT {_USER_FACTS} FROM everyone AS e LEFT JOIN users AS u ON u.id = CAST(:id AS uuid)")
+_FACTS_BY_NAME = text(f"""
+    SELECT {_USER_FACTS}, tries.failures, tries.wait_s
+    FROM everyone AS e LEFT JOIN users AS u ON lower(u.username) = lower(:tried_name) CROSS JOIN ({FAILURES}) AS tries
+""")
+_WRITE_SESSION = text(f"""
+    WITH tries AS ({FAILURES}), written AS (
+        INSERT INTO login_sessions AS s (
+            id, user_id, username, roles, client_id, ip, last_ip, user_agent, device,
+            created_at, token_expires_at, expires_at,
+            user_gen, everyone_gen, family_hash, refresh_hash
+        )
+        SELECT
+            :id, u.id, :username, :roles, :client_id, CAST(:ip AS inet), CAST(:ip AS inet), :user_agent,
+            :device, now.at, now.at + make_interval(secs => least(:access_ttl, :lifetime)),
+            now.at + make_interval(secs => :lifetime), u.gen, e.gen, :family_hash, :refresh_hash
+        FROM users AS u CROSS JOIN everyone AS e CROSS JOIN (SELECT clock_timestamp() AS at) AS now CROSS JOIN tries
+        WHERE u.id = :user_id AND u.gen = :user_gen AND e.gen = :everyone_gen
+            AND u.password_hash = :password_hash AND u.disabled_at IS NULL
+            AND tries.failures < :failures_allowed AND :may_enter
+        RETURNING s.created_at, s.expires_at
+    )
+    SELECT tries.failures, tries.wait_s, written.created_at, written.expires_at
+    FROM tries LEFT JOIN written ON TRUE
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +114,13 @@ def sign_in(
     """Raises WrongCredentials (the same for an unknown name), Throttled; NotAllowed without `needed_role`; Busy when
     the user changed all the while."""
     for _ in range(TRIES):
-        with each_alone():
-            user = _facts_by("lower(u.username) = lower(:key)", username)
-            name = user.username or username
-            refuse_when_throttled(name, client.ip)
+        with each_alone() as session:
+            user = session.execute(_FACTS_BY_NAME, tried(username, client.ip)).one()
+            refuse_when_throttled(user)
         # No connection is held while argon2 works.
         right = passwords.verify_password(user.password_hash, password)
         if not right or user.disabled:
-            note_failure(name, client.ip)
+            note_failure(username, client.ip)
             raise WrongCredentials
         tokens = _mint(user, client, settings, needed_role)
         if tokens is not None:
@@ -105,28 +134,15 @@ def _mint(user: Row[Any], client: ClientInfo, settings: Settings, needed_role: s
     """Write the session's row, and sign its token. None when what the password was checked against holds no more."""
     family, secret = secrets.token_bytes(FAMILY_BYTES), secrets.token_bytes(SECRET_BYTES)
     session_id = uuid.uuid4()
+    may_enter = needed_role is None or needed_role in user.roles
     with transaction() as session:
         # Again: others may have failed meanwhile, and a right guess after the tenth must be told what a wrong one is.
-        refuse_when_throttled_by_now(user.username, client.ip)
-        if needed_role is not None and needed_role not in user.roles:
-            raise NotAllowed(f"This needs the role {needed_role}, which {user.username} does not have: ask an admin.")
+        let_no_failure_in_between(user.username, client.ip)
         row = session.execute(
-            text("""
-                INSERT INTO login_sessions AS s (
-                    id, user_id, username, roles, client_id, ip, last_ip, user_agent, device,
-                    created_at, token_expires_at, expires_at,
-                    user_gen, everyone_gen, family_hash, refresh_hash
-                )
-                SELECT
-                    :id, u.id, :username, :roles, :client_id, CAST(:ip AS inet), CAST(:ip AS inet), :user_agent,
-                    :device, now.at, now.at + make_interval(secs => least(:access_ttl, :lifetime)),
-                    now.at + make_interval(secs => :lifetime), u.gen, e.gen, :family_hash, :refresh_hash
-                FROM users AS u CROSS JOIN everyone AS e CROSS JOIN (SELECT clock_timestamp() AS at) AS now
-                WHERE u.id = :user_id AND u.gen = :user_gen AND e.gen = :everyone_gen
-                    AND u.password_hash = :password_hash AND u.disabled_at IS NULL
-                RETURNING s.created_at, s.expires_at
-            """),
+            _WRITE_SESSION,
             {
+                **tried(user.username, client.ip),
+                "may_enter": may_enter,
                 "id": session_id,
                 "user_id": user.id,
                 "username": user.username,
@@ -143,8 +159,11 @@ def _mint(user: Row[Any], client: ClientInfo, settings: Settings, needed_role: s
                 "family_hash": digest(family),
                 "refresh_hash": digest(secret),
             },
-        ).one_or_none()
-    if row is None:
+        ).one()
+        refuse_when_throttled(row)
+    if not may_enter:
+        raise NotAllowed(f"This needs the role {needed_role}, which {user.username} does not have: ask an admin.")
+    if row.created_at is None:
         return None
     return _tokens(
         user, session_id, client.client_id, row.created_at, row.created_at, row.expires_at, family + secret, settings
@@ -196,13 +215,14 @@ def renew(session_id: str, client: ClientInfo, settings: Settings) -> Tokens:
 def prove_password(claims: Claims, password: str, client: ClientInfo) -> Row[Any]:
     """Make sure that it is still the person who signed in. Returns his facts. Raises WrongCredentials, Throttled."""
     with transaction():
-        user = _facts_by("u.id = CAST(:key AS uuid)", claims.sub)
-        refuse_when_throttled(user.username or claims.sub, client.ip)
+        user = _facts_of(claims.sub)
+        refuse_when_throttled(count_failures(user.username or claims.sub, client.ip))
     if not passwords.verify_password(user.password_hash, password):
         note_failure(user.username or claims.sub, client.ip)
         raise WrongCredentials("The current password is wrong.")
     with transaction():
-        refuse_when_throttled_by_now(user.username, client.ip)
+        let_no_failure_in_between(user.username, client.ip)
+        refuse_when_throttled(count_failures(user.username, client.ip))
     return user
 
 
@@ -245,9 +265,9 @@ def change_password(
 # ---------------------------------------------------------------------------------------------- minting, step by step
 
 
-def _facts_by(condition: str, key: str) -> Row[Any]:
+def _facts_of(user_id: str) -> Row[Any]:
     """The user's hash, state, roles and generations, of one snapshot. All but everyone's are None for nobody."""
-    return db.session.execute(text(_USER_FACTS + condition), {"key": key}).one()
+    return db.session.execute(_FACTS_BY_ID, {"id": user_id}).one()
 
 
 def _locked_session(condition: str, key: object) -> Row[Any]:
@@ -262,7 +282,7 @@ def _locked_session(condition: str, key: object) -> Row[Any]:
 
 def _standing_user(row: Row[Any]) -> Row[Any]:
     """The facts to mint from, in a snapshot taken after the session was locked. Raises RefreshRejected or Revoked."""
-    user = _facts_by("u.id = CAST(:key AS uuid)", str(row.user_id))
+    user = _facts_of(str(row.user_id))
     if row.everyone_gen < user.everyone_gen:
         raise Revoked("everyone", "", session_id=str(row.id))
     if user.id is None or user.disabled or row.user_gen < user.user_gen:
