@@ -62,6 +62,10 @@ _LIMITS = {
     "idle_in_transaction_session_timeout": "10s",
     "idle_session_timeout": "1min",
 }
+_SET = text("""
+    SELECT set_config(name, setting, TRUE)
+    FROM unnest(CAST(:names AS text []), CAST(:settings AS text [])) AS given (name, setting)
+""")
 
 
 def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> None:
@@ -177,6 +181,4 @@ def say_durably(**facts: str | None) -> None:
 
 def _say(facts: dict[str, str | None], more: dict[str, str]) -> None:
     settings = {f"lastcall.{name}": fact or "" for name, fact in facts.items()} | more
-    given = "unnest(CAST(:names AS text []), CAST(:settings AS text [])) AS given (name, setting)"
-    query = f"SELECT set_config(name, setting, TRUE) FROM {given}"
-    db.session.execute(text(query), {"names": list(settings), "settings": list(settings.values())})
+    db.session.execute(_SET, {"names": list(settings), "settings": list(settings.values())})

@@ -19,6 +19,21 @@ ENDED = -1
 MOST_USERS = 1000
 """With more users whose ends are not marked (a log-out of all whom a filter found) the planner does what it can."""
 
+_READ = text("""
+    WITH RECURSIVE shelves AS (
+        (SELECT shelf FROM login_sessions ORDER BY shelf LIMIT 1)
+        UNION ALL
+        SELECT (SELECT s.shelf FROM login_sessions AS s WHERE s.shelf > shelves.shelf ORDER BY s.shelf LIMIT 1)
+        FROM shelves WHERE shelf IS NOT NULL
+    )
+    SELECT
+        e.gen, ARRAY(SELECT shelf FROM shelves WHERE shelf IS NOT NULL),
+        EXISTS (SELECT FROM login_sessions WHERE shelf = e.gen AND expires_at <= now()),
+        ARRAY(SELECT DISTINCT user_id FROM unmarked_ends LIMIT :most),
+        (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'login_sessions'::regclass)
+    FROM everyone AS e
+""")
+
 
 @dataclass(frozen=True, slots=True)
 class Shelves:
@@ -45,21 +60,7 @@ class Shelves:
 
 def read_shelves() -> Shelves:
     """Within a transaction under way."""
-    query = text("""
-        WITH RECURSIVE shelves AS (
-            (SELECT shelf FROM login_sessions ORDER BY shelf LIMIT 1)
-            UNION ALL
-            SELECT (SELECT s.shelf FROM login_sessions AS s WHERE s.shelf > shelves.shelf ORDER BY s.shelf LIMIT 1)
-            FROM shelves WHERE shelf IS NOT NULL
-        )
-        SELECT
-            e.gen, ARRAY(SELECT shelf FROM shelves WHERE shelf IS NOT NULL),
-            EXISTS (SELECT FROM login_sessions WHERE shelf = e.gen AND expires_at <= now()),
-            ARRAY(SELECT DISTINCT user_id FROM unmarked_ends LIMIT :most),
-            (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'login_sessions'::regclass)
-        FROM everyone AS e
-    """)
-    return Shelves(*db.session.execute(query, {"most": MOST_USERS + 1}).one())
+    return Shelves(*db.session.execute(_READ, {"most": MOST_USERS + 1}).one())
 
 
 def places_of(state: str, shelves: Shelves) -> list[Conditions]:

@@ -16,6 +16,7 @@ MARGIN_S = 0.25
 """Added to every lease before anyone counts on its end (seconds)."""
 FORGET_AFTER_S = 30.0
 """A row whose lease has not moved for so long is deleted: the process is gone (seconds)."""
+_READ_WORKERS = text("SELECT * FROM read_workers(CAST(:position AS text)::xid8, :within_ms)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +105,12 @@ class WorkerWatch:
 def read_workers(position: str, *, within_ms: int = 0) -> Reading:
     """All rows, with whether each has applied everything up to and including the transaction `position`: at once, or
     as soon as all have, `within_ms` milliseconds at most."""
-    query = text("SELECT * FROM read_workers(CAST(:position AS text)::xid8, :within_ms)")
     given = {"position": position, "within_ms": within_ms}
     with each_alone() as session:
-        found = session.execute(query, given).all()
+        found = session.execute(_READ_WORKERS, given).all()
         if not found:  # emptied by a crash, and no worker is back yet
             session.execute(text("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING"))
-            found = session.execute(query, given).all()
+            found = session.execute(_READ_WORKERS, given).all()
     rows = [
         WorkerRow(row.worker_id, row.renewals, row.lease_s, bool(row.has_applied))
         for row in found

@@ -1,9 +1,12 @@
-"""A guarded request costs no query: neither through SQLAlchemy nor through psycopg, as long as the lease is valid."""
+"""A guarded request costs no query: neither through SQLAlchemy nor through psycopg, as long as the lease is valid.
+What needs the database asks it few times: on a busy machine each answer is waited for behind everybody else.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -14,6 +17,24 @@ from sqlalchemy import event
 from models.database import db
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt
+
+
+@contextmanager
+def statements_of(app: Flask) -> Iterator[list[str]]:
+    """What this thread asks through SQLAlchemy; BEGIN and COMMIT come on top."""
+    with app.app_context():
+        engine = db.engine
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            sent.append(" ".join(statement.split())[:60])
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 @pytest.fixture
@@ -80,3 +101,16 @@ def test_a_bad_token_sends_no_query(alice: Actor, queries: list[str], token: str
 def test_a_role_that_is_missing_sends_no_query(alice: Actor, queries: list[str]) -> None:
     problem(alice.get("/admin/sessions"), 403, "forbidden")
     assert queries == []
+
+
+def test_a_sign_in_asks_three_times(app: Flask, alice: Actor) -> None:
+    with statements_of(app) as sent:
+        alice.again()
+    assert len(sent) == 3, sent  # who is it; nobody else fails now; the session
+
+
+def test_a_force_logout_asks_three_times_and_then_looks(app: Flask, alice: Actor, root: Actor) -> None:
+    with statements_of(app) as sent:
+        receipt(root.delete(f"/admin/sessions/{alice.user_id}"), sessions_ended=1)
+    looks = [statement for statement in sent if "read_workers" in statement]
+    assert len(sent) - len(looks) == 3 and looks, sent  # who does it; the generation; the history
