@@ -182,8 +182,9 @@ CREATE INDEX IF NOT EXISTS user_roles_role ON user_roles (role);
 CREATE INDEX IF NOT EXISTS login_sessions_by_created ON login_sessions (shelf, created_at, id);
 CREATE INDEX IF NOT EXISTS login_sessions_by_seen ON login_sessions (shelf, last_seen_at, id);
 CREATE INDEX IF NOT EXISTS login_sessions_by_name ON login_sessions (shelf, username, id);
--- One user's sessions, and the sessions of one client, in the list's own order.
-CREATE INDEX IF NOT EXISTS login_sessions_by_user ON login_sessions (user_id, shelf, created_at, id);
+-- One user's sessions, and the sessions of one client, in the list's own order. A force logout counts by the index alone.
+CREATE INDEX IF NOT EXISTS login_sessions_by_user ON login_sessions (user_id, shelf, created_at, id)
+INCLUDE (expires_at, user_gen);
 CREATE INDEX IF NOT EXISTS login_sessions_by_client ON login_sessions (client_id, shelf, created_at, id);
 -- The last moment one of a user's tokens can be alive. Partial, though every row is in it: a list, which does not ask
 -- for this, must not take it and join it with the index of a client.
@@ -272,7 +273,7 @@ CREATE OR REPLACE FUNCTION write_history(
     WHERE said('revocation_id') IS NULL;
 $$;
 
--- The user's generation has risen to `generation`: cut off, end his sessions, write the history. A hundred rows are
+-- The user's generation has risen to `generation`: cut off, end his sessions, write the history. Twenty rows are
 -- marked at once, the others soon: they have ended all the same (unmarked_ends). Its plans are kept, and some are made
 -- while a table is empty: for ten thousand users in one transaction it must not be read from one end to the other.
 CREATE OR REPLACE FUNCTION cut_off_user(cut_user uuid, name text, generation bigint, new_cause text)
@@ -303,7 +304,7 @@ BEGIN
         SELECT id FROM login_sessions
         WHERE user_id = cut_user AND user_gen < generation AND user_gen >= before AND (shelf >= 0 OR shelf < -1)
             AND id::text IS DISTINCT FROM said('keep_session')
-        LIMIT 100 FOR UPDATE SKIP LOCKED
+        LIMIT 20 FOR UPDATE SKIP LOCKED
     ) AS old
     WHERE s.id = old.id;
     PERFORM write_history('user', cut_user::text, name, new_cause, generation, ended, expires);
