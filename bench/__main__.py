@@ -4,7 +4,8 @@ python -m bench                    everything
 python -m bench in_process http    some parts alone: the others keep what they last measured
 
 A part is a module of this package: its docstring says what it measures, `measure(advance)` returns what it found
-(JSON), `table(found)` gives lines of Markdown, and `plots(found)`, if it has one, SVG documents by name.
+(JSON), `table(found)` gives lines of Markdown; if it has them, `goals(found)` what it holds us to, and `plots(found)`
+SVG documents by name.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import platform
 import sys
 import time
 from importlib import import_module
+from typing import Any
 
 from rich.console import Console
 
+from bench import goals
 from tests.gunicorn import ROOT
 
 PARTS = {
@@ -57,10 +60,17 @@ def write_document(results: dict[str, dict[str, object]]) -> None:
     """Write the page anew from what every part last measured."""
     PLOTS.mkdir(exist_ok=True)
     lines = ["# Performance", "", "Written by `make bench`; the figures are in [performance.json](performance.json)."]
+    met = [goal for name in PARTS if name in results for goal in _goals(name, results[name])]
+    lines += ["", "## What we hold ourselves to", "", *goals.table(met)]
     for name in PARTS:
         if name in results:
             lines += _section(name, results[name])
     DOCUMENT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _goals(name: str, result: dict[str, Any]) -> list[goals.Goal]:
+    part = import_module(f"bench.{name}")
+    return list(part.goals(result["found"])) if hasattr(part, "goals") else []
 
 
 def _section(name: str, result: dict[str, object]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import psycopg
 
+from bench.goals import Goal
 from bench.own_server import environment_of, new_database
 from bench.plot import Bar, bars
 from tests.gunicorn import ROOT, Gunicorn
@@ -152,6 +153,15 @@ def table(found: Found) -> list[str]:
 
 def _median_and_most(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({max(values):.2f})"
+
+
+def goals(found: Found) -> list[Goal]:
+    first, most = next(iter(found.values())), found[max(found, key=int)]
+    weight = (most["resident"] - first["resident"]) / most["held"]
+    return [
+        Goal(f"a worker is ready with {int(max(found, key=int)):,} cutoffs, s", 4, {"": max(most["one_s"])}),
+        Goal("bytes a cutoff", 250, {"": weight}),
+    ]
 
 
 def plots(found: Found) -> dict[str, str]:

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable
 
 from bench import wrk
+from bench.goals import Goal
 from bench.peers import environment
 from bench.peers.contenders import BARE, COLD, PYJWT_EACH, SESSION, WARM, WITH_REDIS, started
 from bench.plot import Bar, bars
@@ -79,6 +80,24 @@ def table(found: Found) -> list[str]:
         cells = [_median_and_spread(_ratios(of, name, base)) for of in found.values()]
         lines.append(f"| {name}: as {base} | {' | '.join(cells)} |")
     return lines
+
+
+def goals(found: Found) -> list[Goal]:
+    limits = (
+        ("a guarded request, requests/s of", 0.92, WARM, BARE),
+        ("as fast as", 2, WARM, WITH_REDIS),
+        ("as fast as", 1.3, WARM, SESSION),
+        ("a token seen for the first time, as fast as", 1, COLD, PYJWT_EACH),
+    )
+    return [
+        Goal(
+            f"{what} {base}",
+            limit,
+            {_plural(workers): statistics.median(_ratios(of, name, base)) for workers, of in found.items()},
+            at_least=True,
+        )
+        for what, limit, name, base in limits
+    ]
 
 
 def plots(found: Found) -> dict[str, str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 import psycopg
 
 from bench.follower import POLL_S, WAYS, Notes
+from bench.goals import Goal
 from bench.plot import Bar, bars
 from bench.pubsub import connect, publish, redis_server
 from models.database import apply_schema
@@ -154,6 +155,19 @@ def table(found: dict[str, Found]) -> list[str]:
         ratio = ways_found["Lastcall"]["median"] / ways_found["Redis"]["median"]
         lines.append(f"| {case} | {' | '.join(cells)} | {ratio:.2f} |")
     return lines
+
+
+def goals(found: dict[str, Found]) -> list[Goal]:
+    eight = {
+        case: ways["Lastcall"]["median"] / ways["Redis"]["median"]
+        for case, ways in found.items()
+        if case in ("8 idle", "8 loaded")
+    }
+    busy = {case: found[case]["Lastcall"]["p99"] for case in ("1 loaded",) if case in found}
+    return [
+        Goal("COMMIT until no check accepts, of Redis pub/sub", 1, eight),
+        Goal("the same, p99 beside a busy thread, ms", 2, busy),
+    ]
 
 
 def plots(found: dict[str, Found]) -> dict[str, str]:

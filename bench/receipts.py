@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from bench.goals import Goal
 from bench.load import guarded, load
 from bench.own_server import environment_of, new_database
 from bench.plot import Bar, bars
@@ -57,6 +58,17 @@ def table(found: dict[str, list[float]]) -> list[str]:
         p99 = statistics.quantiles(values, n=100)[98]
         lines.append(f"| {case} | {statistics.median(values):.1f} | {p99:.1f} | {max(values):.1f} |")
     return lines
+
+
+def goals(found: dict[str, list[float]]) -> list[Goal]:
+    return [
+        Goal(
+            f"DELETE to receipt, {kind}, median, ms",
+            25,
+            {case.removesuffix(f" {kind}"): statistics.median(of) for case, of in found.items() if kind in case},
+        )
+        for kind in ("idle", "loaded")
+    ]
 
 
 def plots(found: dict[str, list[float]]) -> dict[str, str]:

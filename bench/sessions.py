@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
+from bench.goals import Goal
 from bench.plot import Bar, bars
 from bench.site import Site
 from tools.postgres import EmbeddedPostgres
@@ -58,6 +59,27 @@ def table(found: Found) -> list[str]:
         growth = f"{statistics.median(many) / statistics.median(few):.2f}" if few else ""
         lines.append(f"| {what} | {' | '.join(cells)} | {growth} |")
     return lines
+
+
+def goals(found: Found) -> list[Goal]:
+    least, most = min(found, key=int), max(found, key=int)
+    acts = {what: found[most][what] for what in found[most] if what.startswith(("log-out of", "force logout of"))}
+    pages = {what: of for what, of in found[most].items() if RATE not in what and what not in acts}
+    growth = {
+        what: statistics.median(of) / statistics.median(found[least][what])
+        for what, of in (pages | acts).items()
+        if what in found[least]
+    }
+    return [
+        Goal(
+            f"{int(most):,} sessions: each page of the list, p95, ms",
+            15,
+            {what: summary(of)[1] for what, of in pages.items()},
+            worst_only=True,
+        ),
+        Goal("to the receipt, p95, ms", 50, {what: summary(of)[1] for what, of in acts.items()}),
+        Goal(f"growth from {int(least):,} to {int(most):,}", 2, growth, worst_only=True),
+    ]
 
 
 def plots(found: Found) -> dict[str, str]:

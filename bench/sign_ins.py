@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from bench.goals import Goal
 from bench.load import guarded, load, sign_in
 from bench.own_server import environment_of, new_database
 from bench.plot import Bar, bars
@@ -82,6 +83,14 @@ def table(found: Found) -> list[str]:
             f" {signing_in} |"
         )
     return lines
+
+
+def goals(found: Found) -> list[Goal]:
+    ratios = {
+        case: statistics.median(more / one for more, one in zip(of["beside: p99"], of["alone: p99"], strict=True))
+        for case, of in found.items()
+    }
+    return [Goal("p99 of guarded requests beside 50 sign-ins a second, of theirs alone", 2, ratios)]
 
 
 def plots(found: Found) -> dict[str, str]:
