@@ -51,6 +51,7 @@ ENGINE_OPTIONS: dict[str, Any] = {
     "pool_timeout": POOL_S,
     "pool_use_lifo": True,
     "pool_recycle": 45,  # less than idle_session_timeout: what PostgreSQL has ended is never used
+    "native_inet_types": False,  # an address is text for us, too, and a page of the list has a hundred of them
     "hide_parameters": True,  # they are names, addresses and hashes, and errors are logged
     "connect_args": {"application_name": "lastcall", "prepare_threshold": None},
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Computed,
     DateTime,
     Row,
+    Select,
     Text,
     and_,
     case,
@@ -115,9 +117,16 @@ def state() -> ColumnElement[str]:
     return case((ended, "ended"), (expired, "expired"), else_="active")
 
 
+_FACTS = [field.name for field in fields(SessionFacts) if field.name not in ("session_id", "state")]
+FACTS: Select[Any] = select(
+    *(LoginSession.__table__.c[name] for name in (*_FACTS, "id", "user_gen", "everyone_gen")), state().label("state")
+)
+"""What `facts_of` needs of each session: no more, and no entities, for a page may have two hundred of them."""
+
+
 def get_session(session_id: UUID) -> SessionFacts | None:
     with transaction() as session:
-        rows = session.execute(select(LoginSession, state()).where(LoginSession.id == session_id)).all()
+        rows = session.execute(FACTS.where(LoginSession.id == session_id)).all()
         return facts_of(rows)[0] if rows else None
 
 
@@ -134,14 +143,14 @@ def note_seen(seen: Sequence[tuple[str, str | None, datetime]]) -> None:
         )
 
 
-def facts_of(rows: Sequence[Row[LoginSession, str]]) -> list[SessionFacts]:
-    """What is said of sessions, each with its state. Within a transaction under way."""
-    unmarked = [row for row, state in rows if state == "ended" and row.ended_at is None]
+def facts_of(rows: Sequence[Row[Any]]) -> list[SessionFacts]:
+    """What is said of the sessions that `FACTS` has found. Within a transaction under way."""
+    unmarked = [row for row in rows if row.state == "ended" and row.ended_at is None]
     everyones, users = _everyones_ends(unmarked), _users_ends(unmarked)
-    return [_facts(row, state, everyones, users) for row, state in rows]
+    return [_facts(row, everyones, users) for row in rows]
 
 
-def _everyones_ends(rows: Sequence[LoginSession]) -> list[Revocation]:
+def _everyones_ends(rows: Sequence[Row[Any]]) -> list[Revocation]:
     """The log-outs of everyone that ended rows which nobody has marked yet, oldest first."""
     oldest = min((row.everyone_gen for row in rows), default=None)
     if oldest is None:
@@ -155,7 +164,7 @@ def _everyones_ends(rows: Sequence[LoginSession]) -> list[Revocation]:
     return list(db.session.scalars(query))
 
 
-def _users_ends(rows: Sequence[LoginSession]) -> list[UnmarkedEnd]:
+def _users_ends(rows: Sequence[Row[Any]]) -> list[UnmarkedEnd]:
     """The same of users' own, oldest first."""
     if not rows:
         return []
@@ -163,11 +172,9 @@ def _users_ends(rows: Sequence[LoginSession]) -> list[UnmarkedEnd]:
     return list(db.session.scalars(select(UnmarkedEnd).where(UnmarkedEnd.user_id.in_(ids)).order_by(UnmarkedEnd.gen)))
 
 
-def _facts(
-    row: LoginSession, state: str, everyones: Sequence[Revocation], users: Sequence[UnmarkedEnd]
-) -> SessionFacts:
+def _facts(row: Row[Any], everyones: Sequence[Revocation], users: Sequence[UnmarkedEnd]) -> SessionFacts:
     ended_at, ended_by, end_reason = row.ended_at, row.ended_by, row.end_reason
-    if state == "ended" and ended_at is None:
+    if row.state == "ended" and ended_at is None:
         end = next((end for end in users if end.user_id == row.user_id and end.gen > row.user_gen), None)
         cause = next((cause for cause in everyones if (cause.min_gen or 0) > row.everyone_gen), None)
         if end is not None:
@@ -178,17 +185,17 @@ def _facts(
         session_id=str(row.id),
         user_id=str(row.user_id),
         username=row.username,
-        roles=list(row.roles),
+        roles=row.roles,
         client_id=row.client_id,
-        ip=str(row.ip) if row.ip is not None else None,
-        last_ip=str(row.last_ip) if row.last_ip is not None else None,
+        ip=row.ip,
+        last_ip=row.last_ip,
         user_agent=row.user_agent,
         device=row.device,
         created_at=row.created_at,
         last_seen_at=row.last_seen_at,
         token_expires_at=row.token_expires_at,
         expires_at=row.expires_at,
-        state=state,
+        state=row.state,
         ended_at=ended_at,
         ended_by=ended_by,
         end_reason=end_reason,

@@ -25,7 +25,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from models.cursor import read_cursor, write_cursor
 from models.database import db, expected_rows, transaction
-from models.login_session import LoginSession, SessionFacts, facts_of, is_active, state
+from models.login_session import FACTS, LoginSession, SessionFacts, facts_of, is_active
 from models.session_filter import Conditions, SessionFilter, fits
 from models.shelves import Shelves, places_of, read_shelves, sums_of
 
@@ -72,7 +72,7 @@ def list_sessions(
         # One snapshot for all that follows: what is on which shelf must not change in between.
         session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         is_on_page, total, exact = _find(wanted, order, limit + 1)
-        query = select(LoginSession, state()).where(is_on_page).order_by(*order.by(ROWS))
+        query = FACTS.where(is_on_page).order_by(*order.by(ROWS))
         rows = session.execute(query).all()
         items = facts_of(rows[:limit])
     if len(rows) <= limit:
