@@ -1,9 +1,9 @@
 """The server with a thousand live sessions, and with a million: each filter and each order of the list, its first page
 and page 1,000 (or one near the end, reached by its cursor), the console, log-outs, sign-ins, refreshes, and a purge of
 some thousand sessions a second meanwhile. Over HTTP, in four gunicorn workers for each size on a real, durable
-PostgreSQL with 512 MB of shared_buffers; the sizes take turns. The time is what the answer took in the server: median / 95th of a hundred, in
-milliseconds. A receipt is in force on all workers. Most of a sign-in is argon2. LASTCALL_BENCH_SESSIONS asks
-for other sizes, such as 1000,10000000."""
+PostgreSQL with 512 MB of shared_buffers; the sizes take turns. The time is what the answer took in the server: median /
+95th of a hundred, in milliseconds. A receipt is in force on all workers. Most of a sign-in is argon2.
+LASTCALL_BENCH_SESSIONS asks for other sizes, such as 1000,10000000."""
 
 from __future__ import annotations
 
