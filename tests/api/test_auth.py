@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,6 @@ import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import event
 from werkzeug.test import TestResponse
 
 from models import passwords, sign_in
@@ -22,7 +20,7 @@ from settings import from_environment
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt
 from tests.conftest import PASSWORD, MakeUser, running_app
-from tests.database.conftest import one
+from tests.database.conftest import one, statements
 
 TOKENS = {
     "access_token", "token_type", "expires_in", "refresh_token", "refresh_expires_in", "session_id", "user_id"
@@ -86,29 +84,21 @@ def test_an_unknown_name_and_a_wrong_password_are_the_same_work(
     app: Flask, client: FlaskClient, alice: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same statements and the same hashes, so that the time tells nothing."""
-    work: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():  # not the housekeeper's
-            work.append(statement)
 
     def noting_verify(*args: Any) -> bool:
-        work.append("argon2")
+        work.append(("argon2", None))
         return bool(verify(*args))
 
     verify = passwords._hasher.verify
     monkeypatch.setattr(passwords, "_hasher", SimpleNamespace(verify=noting_verify, hash=passwords._hasher.hash))
     with app.app_context():
         engine = db.engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        found = []
+    found: list[list[str]] = []
+    with statements(engine) as work:
         for name in ("nobody", "alice"):
             problem(login(client, name, "wrong"), 401, "wrong_credentials")
-            found.append(list(work))
+            found.append([what for what, _ in work])
             work.clear()
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
     assert found[0] == found[1]
     assert found[0].count("argon2") == 1 and len(found[0]) > 2
 

@@ -6,39 +6,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from models.database import db
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt
-
-
-@contextmanager
-def statements_of(app: Flask) -> Iterator[list[str]]:
-    """What this thread asks through SQLAlchemy; BEGIN and COMMIT come on top."""
-    with app.app_context():
-        engine = db.engine
-    sent: list[str] = []
-
-    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            sent.append(" ".join(statement.split())[:60])
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
+from tests.database.conftest import statements
 
 
 @pytest.fixture
-def queries(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def engine(app: Flask) -> Engine:
+    with app.app_context():
+        return db.engine
+
+
+@pytest.fixture
+def queries(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Every statement that anybody but the listener sends, whatever it is sent through; and every new connection."""
     sent: list[str] = []
     execute, connect = psycopg.Cursor.execute, psycopg.Connection.connect
@@ -61,8 +49,6 @@ def queries(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def note_statement(_: Any, __: Any, statement: str, *___: Any) -> None:
         note(statement)
 
-    with app.app_context():
-        engine = db.engine
     event.listen(engine, "before_cursor_execute", note_statement)
     yield sent
     event.remove(engine, "before_cursor_execute", note_statement)
@@ -103,14 +89,14 @@ def test_a_role_that_is_missing_sends_no_query(alice: Actor, queries: list[str])
     assert queries == []
 
 
-def test_a_sign_in_asks_three_times(app: Flask, alice: Actor) -> None:
-    with statements_of(app) as sent:
+def test_a_sign_in_asks_three_times(engine: Engine, alice: Actor) -> None:
+    with statements(engine) as sent:
         alice.again()
     assert len(sent) == 3, sent  # who is it; nobody else fails now; the session
 
 
-def test_a_force_logout_asks_three_times_and_then_looks(app: Flask, alice: Actor, root: Actor) -> None:
-    with statements_of(app) as sent:
+def test_a_force_logout_asks_three_times_and_then_looks(engine: Engine, alice: Actor, root: Actor) -> None:
+    with statements(engine) as sent:
         receipt(root.delete(f"/admin/sessions/{alice.user_id}"), sessions_ended=1)
-    looks = [statement for statement in sent if "read_workers" in statement]
+    looks = [statement for statement, _ in sent if "read_workers" in statement]
     assert len(sent) - len(looks) == 3 and looks, sent  # who does it; the generation; the history

@@ -7,11 +7,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from flask import Flask
+from sqlalchemy import Engine, event
 
 from blueprints.server import Server
 from lastcall.errors import Revoked
@@ -74,6 +76,23 @@ def catch_up(psql: psycopg.Connection) -> CatchUp:
         wait_until(lambda: one(psql, seen, position), "a worker has read as far as this")
 
     return wait
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
+    """What this thread sends to the database, with its parameters; BEGIN and COMMIT come on top."""
+    sent: list[tuple[str, Any]] = []
+    caller = threading.current_thread()
+
+    def note(connection: object, cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if threading.current_thread() is caller:  # not the housekeeper's
+            sent.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 def one(psql: psycopg.Connection, query: str, parameters: Any = None) -> Any:

@@ -15,8 +15,6 @@ from uuid import UUID
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import event
-from sqlalchemy.engine import Connection
 
 from bench import crowd
 from models import force_logout, session_list
@@ -26,7 +24,7 @@ from models.session_filter import SessionFilter
 from models.session_list import SORTS, STATES, list_sessions
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE, running_app
-from tests.database.conftest import one
+from tests.database.conftest import one, statements
 from tools.postgres import EmbeddedPostgres
 
 LIVE, EXACTLY_TO = 50_000, 500
@@ -108,21 +106,6 @@ def ending_psql(
         yield psql
 
 
-@contextmanager
-def statements() -> Iterator[list[tuple[str, Any]]]:
-    """What is sent to the database, with its parameters."""
-    sent: list[tuple[str, Any]] = []
-
-    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        sent.append((statement, parameters))
-
-    event.listen(db.engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(db.engine, "before_cursor_execute", note)
-
-
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for part in plan.get("Plans", ()):
@@ -131,7 +114,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def looks_at_few(psql: psycopg.Connection, wanted: SessionFilter, **options: Any) -> session_list.SessionPage:
     """Read a page, and every plan of its queries."""
-    with statements() as sent:
+    with statements(db.engine) as sent:
         page = list_sessions(wanted, **options)
     looked_at = 0
     for statement, parameters in sent:
