@@ -70,7 +70,7 @@ def write_document(results: dict[str, dict[str, object]]) -> None:
 
 def _goals(name: str, result: dict[str, Any]) -> list[goals.Goal]:
     part = import_module(f"bench.{name}")
-    return list(part.goals(result["found"])) if hasattr(part, "goals") else []
+    return list(getattr(part, "goals", lambda found: [])(result["found"]))
 
 
 def _section(name: str, result: dict[str, object]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg
 
-from bench.goals import Goal
+from bench.goals import Goal, ratios
 from bench.own_server import environment_of, new_database
 from bench.plot import Bar, bars
 from tests.gunicorn import ROOT, Gunicorn
@@ -128,6 +128,11 @@ def wait_for_workers(connection: psycopg.Connection, wanted: int) -> None:
         time.sleep(0.005)
 
 
+def _weight(of: dict[str, Any], first: dict[str, Any], kind: str) -> float:
+    """Bytes a cutoff. What a connection and its threads take is in the first row as well."""
+    return float((of[kind] - first[kind]) / of["held"])
+
+
 def table(found: Found) -> list[str]:
     first = next(iter(found.values()))
     base = first["check_us"]
@@ -137,16 +142,13 @@ def table(found: Found) -> list[str]:
         "|" + " --- |" * 8,
     ]
     for count, of in found.items():
-        ratios = [value / one for value, one in zip(of["check_us"], base, strict=True)]
-        # What a connection and its threads take is in the first row as well; a few thousand disappear in it.
-        weights = [
-            f"{(of[kind] - first[kind]) / of['held']:.0f}" if of["held"] >= 100_000 else ""
-            for kind in ("resident", "sizes")
-        ]
+        times = ratios(of["check_us"], base)
+        # A few thousand disappear in what a connection and its threads take.
+        weights = [f"{_weight(of, first, kind):.0f}" if of["held"] >= 100_000 else "" for kind in ("resident", "sizes")]
         lines.append(
             f"| {int(count):,} | {_median_and_most(of['one_s'])} | {_median_and_most(of['two_s'])} | {weights[0]} |"
-            f" {weights[1]} | {statistics.median(of['check_us']):.2f} | {statistics.median(ratios):.3f} |"
-            f" {min(ratios):.3f} to {max(ratios):.3f} |"
+            f" {weights[1]} | {statistics.median(of['check_us']):.2f} | {statistics.median(times):.3f} |"
+            f" {min(times):.3f} to {max(times):.3f} |"
         )
     return lines
 
@@ -157,10 +159,9 @@ def _median_and_most(values: list[float]) -> str:
 
 def goals(found: Found) -> list[Goal]:
     first, most = next(iter(found.values())), found[max(found, key=int)]
-    weight = (most["resident"] - first["resident"]) / most["held"]
     return [
         Goal(f"a worker is ready with {int(max(found, key=int)):,} cutoffs, s", 4, {"": max(most["one_s"])}),
-        Goal("bytes a cutoff", 250, {"": weight}),
+        Goal("bytes a cutoff", 250, {"": _weight(most, first, "resident")}),
     ]
 
 

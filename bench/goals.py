@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def ratios(values: list[float], base: list[float]) -> list[float]:
+    """Round by round."""
+    return [value / one for value, one in zip(values, base, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class Goal:
     """`found` are the figures by what they are of, all of which must keep within `limit`; of many, `worst_only`."""
@@ -28,6 +33,4 @@ class Goal:
 
 
 def table(goals: list[Goal]) -> list[str]:
-    """Nothing where nothing was measured."""
-    head = ["| what | goal | measured | met |", "| --- | --- | --- | --- |"]
-    return [*head, *(goal.line() for goal in goals)] if goals else []
+    return ["| what | goal | measured | met |", "| --- | --- | --- | --- |", *(goal.line() for goal in goals)]

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 
 from bench import wrk
-from bench.goals import Goal
+from bench.goals import Goal, ratios
 from bench.peers import environment
 from bench.peers.contenders import BARE, COLD, PYJWT_EACH, SESSION, WARM, WITH_REDIS, started
 from bench.plot import Bar, bars
@@ -47,7 +47,7 @@ def measure(advance: Callable[[str], None]) -> Found:
 
 
 def _ratios(loads: dict[str, list[dict[str, float]]], name: str, base: str) -> list[float]:
-    return [one["rate"] / other["rate"] for one, other in zip(loads[name], loads[base], strict=True)]
+    return ratios([load["rate"] for load in loads[name]], [load["rate"] for load in loads[base]])
 
 
 def _fastest_first(loads: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -105,9 +105,9 @@ def plots(found: Found) -> dict[str, str]:
     for workers, loads in found.items():
         rows = []
         for name in _fastest_first(loads):
-            ratios = _ratios(loads, name, BARE)
+            rates = _ratios(loads, name, BARE)
             ours = name.startswith("Lastcall")
-            rows.append(Bar(name, statistics.median(ratios), min(ratios), max(ratios), ours=ours))
+            rows.append(Bar(name, statistics.median(rates), min(rates), max(rates), ours=ours))
         title = f"Requests a second, {_plural(workers)}"
         drawn[f"http_{workers}"] = bars(title, "as a part of bare Flask's in the same round", rows)
     return drawn

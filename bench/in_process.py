@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import jwt
 
-from bench.goals import Goal
+from bench.goals import Goal, ratios
 from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.guard import Guard
 from lastcall.tokens import ALGORITHMS, KeyRing, generate_signing_key, issue
@@ -100,16 +100,15 @@ def table(found: dict[str, list[float]]) -> list[str]:
     base = found["PyJWT alone, HS256"]
     lines = ["| what | µs a call, median | of PyJWT HS256, median | least to most |", "| --- | --- | --- | --- |"]
     for name, values in found.items():
-        ratios = [value / one for value, one in zip(values, base, strict=True)]
-        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-        lines.append(f"| {name} | {statistics.median(values):.2f} | {statistics.median(ratios):.3f} | {spread} |")
+        times = ratios(values, base)
+        spread = f"{min(times):.3f} to {max(times):.3f}"
+        lines.append(f"| {name} | {statistics.median(values):.2f} | {statistics.median(times):.3f} | {spread} |")
     return lines
 
 
 def goals(found: dict[str, list[float]]) -> list[Goal]:
     none, very_many = found[_known(0)], found[_known(max(CUTOFFS))]
-    of_pyjwt = [one / other for one, other in zip(none, found["PyJWT alone, HS256"], strict=True)]
-    growth = [one / other for one, other in zip(very_many, none, strict=True)]
+    of_pyjwt, growth = ratios(none, found["PyJWT alone, HS256"]), ratios(very_many, none)
     return [
         Goal("a check of a token it knows, µs", 3, {"": statistics.median(none)}),
         Goal("the same, of PyJWT's HS256", 0.05, {"": statistics.median(of_pyjwt)}),

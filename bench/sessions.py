@@ -53,14 +53,19 @@ def summary(values: list[float]) -> list[float]:
     return [statistics.median(values), statistics.quantiles(values, n=20, method="inclusive")[18]]
 
 
+def _growth(found: Found, what: str) -> float:
+    """Of the median, from the least size to the most."""
+    least, most = min(found, key=int), max(found, key=int)
+    return statistics.median(found[most][what]) / statistics.median(found[least][what])
+
+
 def table(found: Found) -> list[str]:
     least, most = min(found, key=int), max(found, key=int)
     lines = ["| what | " + " | ".join(f"{int(size):,}" for size in found) + " | growth of the median |"]
     lines.append("| --- |" + " --- |" * (len(found) + 1))
     for what in sorted(found[most], key=lambda what: RATE in what):
         cells = (" / ".join(f"{value:.1f}" for value in summary(found[size].get(what, []))) for size in found)
-        few, many = found[least].get(what), found[most][what]
-        growth = f"{statistics.median(many) / statistics.median(few):.2f}" if few else ""
+        growth = f"{_growth(found, what):.2f}" if what in found[least] else ""
         lines.append(f"| {what} | {' | '.join(cells)} | {growth} |")
     return lines
 
@@ -69,11 +74,7 @@ def goals(found: Found) -> list[Goal]:
     least, most = min(found, key=int), max(found, key=int)
     acts = {what: found[most][what] for what in found[most] if what.startswith(("log-out of", "force logout of"))}
     pages = {what: of for what, of in found[most].items() if RATE not in what and what not in acts}
-    growth = {
-        what: statistics.median(of) / statistics.median(found[least][what])
-        for what, of in (pages | acts).items()
-        if what in found[least]
-    }
+    growth = {what: _growth(found, what) for what in pages | acts if what in found[least]}
     return [
         Goal(
             f"{int(most):,} sessions: each page of the list, p95, ms",

@@ -74,7 +74,8 @@ def let_no_failure_in_between(username: str, ip: str | None) -> None:
 def note_failure(username: str, ip: str | None) -> None:
     """Count a failure, for all workers as one: whoever makes the tenth is told so. Raises Throttled."""
     with transaction() as session:
-        session.execute(_LOCK, tried(username, ip))
-        session.execute(_NOTE_FAILURE, tried(username, ip))
+        given = tried(username, ip)
+        session.execute(_LOCK, given)
+        session.execute(_NOTE_FAILURE, given)
         found = count_failures(username, ip)
     refuse_when_throttled(found)
