@@ -258,19 +258,21 @@ $$;
 CREATE OR REPLACE FUNCTION said(name text) RETURNS text LANGUAGE sql STABLE
 RETURN nullif(current_setting('lastcall.' || name, TRUE), '');
 
--- The history row of a revocation that a trigger made. The application writes its own, and says so by revocation_id.
+-- The history row of a user's or everyone's cutoff, which a trigger has raised. A revocation that hits many writes its
+-- own, and says so by revocation_id (models/force_logout.py).
 CREATE OR REPLACE FUNCTION write_history(
-    new_scope text, new_subject text, name text, new_cause text, generation bigint, ended bigint, expires timestamptz
+    new_scope cutoff_scope, new_subject text, name text, new_cause text, ended bigint
 ) RETURNS void LANGUAGE sql AS $$
     INSERT INTO revocations (
-        scope, subject, subject_name, reason, actor_id, actor_name, actor_session, actor_ip, cause, min_gen, cutoff_at,
-        sessions_ended, expires_at
+        id, scope, subject, subject_name, reason, actor_id, actor_name, actor_session, actor_ip, cause, min_gen,
+        cutoff_at, sessions_ended, expires_at
     )
     SELECT
-        new_scope, new_subject, name, left(said('reason'), 500), said('actor_id'),
-        coalesce(said('actor_name'), 'database role ' || session_user), said('actor_session'), said('actor_ip')::inet,
-        new_cause, generation, clock_timestamp(), ended, expires
-    WHERE said('revocation_id') IS NULL;
+        coalesce(said('history_id')::uuid, gen_random_uuid()), new_scope::text, new_subject, name,
+        left(said('reason'), 500), said('actor_id'), coalesce(said('actor_name'), 'database role ' || session_user),
+        said('actor_session'), said('actor_ip')::inet, new_cause, c.min_gen, c.cutoff_at, ended, c.expires_at
+    FROM cutoffs AS c
+    WHERE c.scope = new_scope AND c.subject = new_subject AND said('revocation_id') IS NULL;
 $$;
 
 -- The user's generation has risen to `generation`: cut off, end his sessions, write the history. Twenty rows are
@@ -288,13 +290,14 @@ DECLARE
     why text := coalesce(said('reason'), new_cause);
     -- What an earlier end has ended, and nobody has marked yet, is not ended by this one.
     before bigint := coalesce((SELECT max(e.gen) FROM unmarked_ends AS e WHERE e.user_id = cut_user), 0);
+    kept uuid := said('keep_session')::uuid;
 BEGIN
     PERFORM raise_cutoff('user', cut_user::text, generation, expires);
     IF said('revocation_id') IS NULL THEN
         SELECT count(*) INTO ended FROM login_sessions AS s
         WHERE s.user_id = cut_user AND s.shelf = (SELECT gen FROM everyone)
             AND s.user_gen < generation AND s.user_gen >= before
-            AND s.expires_at > moment AND s.id::text IS DISTINCT FROM said('keep_session');
+            AND s.expires_at > moment AND s.id IS DISTINCT FROM kept;
     END IF;
     INSERT INTO unmarked_ends (user_id, gen, ended_at, ended_by, end_reason)
     VALUES (cut_user, generation, moment, who, why) ON CONFLICT DO NOTHING;
@@ -303,11 +306,11 @@ BEGIN
     FROM (
         SELECT id FROM login_sessions
         WHERE user_id = cut_user AND user_gen < generation AND user_gen >= before AND (shelf >= 0 OR shelf < -1)
-            AND id::text IS DISTINCT FROM said('keep_session')
+            AND id IS DISTINCT FROM kept
         LIMIT 20 FOR UPDATE SKIP LOCKED
     ) AS old
     WHERE s.id = old.id;
-    PERFORM write_history('user', cut_user::text, name, new_cause, generation, ended, expires);
+    PERFORM write_history('user', cut_user::text, name, new_cause, ended);
 END
 $$;
 
@@ -345,6 +348,21 @@ BEGIN
         WHEN NEW.password_hash <> OLD.password_hash THEN 'password_changed'
         ELSE coalesce(said('cause'), 'generation_raised') END);
     RETURN NULL;
+END
+$$;
+
+-- A force logout, in one answer to wait for: a busy server waits for each behind everybody else's work. The settings are
+-- for the triggers, which do the rest. No row where there is no such user (any more).
+CREATE OR REPLACE FUNCTION force_logout(cut_user uuid, names text [], settings text [])
+RETURNS TABLE (
+    subject_name text, sessions_ended bigint, cutoff_at timestamptz, transaction_id xid8
+) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config(given.name, given.setting, TRUE) FROM unnest(names, settings) AS given (name, setting);
+    UPDATE users SET gen = gen + 1 WHERE id = cut_user;
+    RETURN QUERY
+    SELECT r.subject_name, r.sessions_ended, r.cutoff_at, pg_current_xact_id() FROM revocations AS r
+    WHERE r.id = said('history_id')::uuid;
 END
 $$;
 
@@ -400,7 +418,7 @@ DECLARE
     expires timestamptz := cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions));
 BEGIN
     PERFORM raise_cutoff('everyone', '', NEW.gen, expires);
-    PERFORM write_history('everyone', '', '', coalesce(said('cause'), 'generation_raised'), NEW.gen, 0, expires);
+    PERFORM write_history('everyone', '', '', coalesce(said('cause'), 'generation_raised'), 0);
     RETURN NULL;
 END
 $$;

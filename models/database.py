@@ -172,14 +172,18 @@ def position_of_transaction() -> str:
 
 def say(**facts: str | None) -> None:
     """Tell the triggers, for this transaction, who does it and why (schema.sql: `said`)."""
-    _say(facts, {})
+    db.session.execute(_SET, settings_of(facts))
 
 
 def say_durably(**facts: str | None) -> None:
     """As `say`; and the commit waits for the disk, whatever the settings of the role or the database are."""
-    _say(facts, {"synchronous_commit": "on"})
+    db.session.execute(_SET, durably(facts))
 
 
-def _say(facts: dict[str, str | None], more: dict[str, str]) -> None:
-    settings = {f"lastcall.{name}": fact or "" for name, fact in facts.items()} | more
-    db.session.execute(_SET, {"names": list(settings), "settings": list(settings.values())})
+def settings_of(facts: dict[str, str | None]) -> dict[str, list[str]]:
+    return {"names": [f"lastcall.{name}" for name in facts], "settings": [fact or "" for fact in facts.values()]}
+
+
+def durably(facts: dict[str, str | None]) -> dict[str, list[str]]:
+    given = settings_of(facts)
+    return {"names": [*given["names"], "synchronous_commit"], "settings": [*given["settings"], "on"]}

@@ -19,13 +19,12 @@ from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
 from lastcall.listener import CHANNEL
 from models.audit import Actor
-from models.database import db, expected_rows, say_durably, transaction
+from models.database import db, durably, expected_rows, say_durably, transaction
 from models.errors import NotFound
 from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
 from models.session_filter import SessionFilter, fits, matches
-from models.session_list import count_active, count_matching, number_of_active
-from models.user import User
+from models.session_list import count_active, count_matching
 from models.worker import WorkerWatch, read_workers
 
 LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
@@ -35,6 +34,10 @@ PATIENCE_S = 10.0
 AT_FIRST_MS = 30
 """How long it holds a connection to be told at once (milliseconds): most confirmations are there by then."""
 
+_FORCE_LOGOUT = text("""
+    SELECT subject_name, sessions_ended, cutoff_at, transaction_id::text
+    FROM force_logout(:user_id, CAST(:names AS text []), CAST(:settings AS text []))
+""")
 _WRITE_HISTORY = text("""
     INSERT INTO revocations (
         id, scope, subject, subject_name, filter, reason, actor_id, actor_name, actor_session, actor_ip, cause, min_gen,
@@ -99,13 +102,14 @@ class Preview:
 
 def revoke_user(user_id: UUID, actor: Actor, *, cause: str = "force_logout") -> Receipt:
     """Sign a user out everywhere. Raises NotFound for a user that never was."""
+    revocation_id = uuid.uuid4()
+    said = durably({**actor.facts(), "history_id": str(revocation_id), "cause": cause})
     with transaction() as session:
-        revocation_id = _begin(actor, cause)
-        # What is returned beside the row is counted before its triggers end anything.
-        raised = update(User).where(User.id == user_id).values(gen=User.gen + 1)
-        row = session.execute(raised.returning(User.username, User.gen, number_of_active(user_id))).one_or_none()
-        name, gen, ended = row or (_name_of_the_gone(user_id), None, count_active(user_id))
-        return _finish(revocation_id, actor, cause, "user", str(user_id), name, gen, ended)
+        done = session.execute(_FORCE_LOGOUT, {"user_id": user_id, **said}).one_or_none()
+        if done is None:
+            name, ended = _name_of_the_gone(user_id), count_active(user_id)
+            return _finish(_begin(actor, cause), actor, cause, "user", str(user_id), name, None, ended)
+        return _receipt(revocation_id, actor, "user", str(user_id), *done)
 
 
 def revoke_session(
@@ -311,17 +315,21 @@ def _finish(
             "any": wanted is not None,
         },
     ).one()
+    return _receipt(revocation_id, actor, scope, subject, name, ended, at, position)
+
+
+def _receipt(
+    revocation_id: UUID,
+    actor: Actor,
+    scope: str,
+    subject: str,
+    name: str,
+    ended: int,
+    at: datetime,
+    position: str,
+) -> Receipt:
     return Receipt(
-        str(revocation_id),
-        scope,
-        subject,
-        name,
-        actor.reason,
-        at,
-        ended,
-        ended == 0,
-        position,
-        boottime_ns(),
+        str(revocation_id), scope, subject, name, actor.reason, at, ended, ended == 0, position, boottime_ns()
     )
 
 

@@ -11,7 +11,6 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     CompoundSelect,
-    ScalarSelect,
     Uuid,
     any_,
     cast,
@@ -120,17 +119,8 @@ def _gather(places: list[Conditions], conditions: Conditions, order: _Order, at_
 
 def count_active(user_id: UUID) -> int:
     """A user's, however many. Within a transaction under way."""
-    return int(db.session.scalar(select(number_of_active(user_id))) or 0)
-
-
-def number_of_active(user_id: UUID) -> ScalarSelect[int]:
-    """The same, for use within another query."""
-    return (
-        select(func.count())
-        .select_from(LoginSession)
-        .where(LoginSession.user_id == user_id, is_active())
-        .scalar_subquery()
-    )
+    number = select(func.count()).select_from(LoginSession).where(LoginSession.user_id == user_id, is_active())
+    return int(db.session.scalar(number) or 0)
 
 
 def count_matching(wanted: SessionFilter) -> tuple[int, bool]:

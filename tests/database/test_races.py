@@ -36,7 +36,7 @@ def test_no_sign_in_that_committed_before_a_force_logout_survives_it(
     user_id = new_user()
     name = name_of(psql, user_id)
     seen: set[str] = set()
-    finish = force_logout._finish
+    finish = force_logout._receipt
 
     def look_around(*given: Any) -> force_logout.Receipt:
         """The last statement before the COMMIT: whatever it sees was committed before."""
@@ -45,7 +45,7 @@ def test_no_sign_in_that_committed_before_a_force_logout_survives_it(
         seen.update(rows)
         return receipt
 
-    monkeypatch.setattr(force_logout, "_finish", look_around)
+    monkeypatch.setattr(force_logout, "_receipt", look_around)
     survived = judged = 0
     for _ in range(ROUNDS):
         seen.clear()
