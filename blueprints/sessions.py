@@ -101,10 +101,11 @@ def list_all(query: SessionQuery) -> Response:
 @require_role(ADMIN)
 @operation("One user's sessions", query=SessionQuery, answers={200: SessionList}, problems=(404,))
 def list_of_user(user_id: UUID, query: SessionQuery) -> Response:
-    if not was_ever(user_id):
-        raise NotFound("There is no such user, and there never was: look at the list of users.")
     wanted = replace(session_filter(query, query.state), user_id=str(user_id))
-    return _page(list_sessions(wanted, sort=query.sort, limit=query.limit, cursor=query.cursor))
+    page = list_sessions(wanted, sort=query.sort, limit=query.limit, cursor=query.cursor)
+    if not page.items and not was_ever(user_id):
+        raise NotFound("There is no such user, and there never was: look at the list of users.")
+    return _page(page)
 
 
 @bp.delete("/admin/sessions/<uuid:user_id>")

@@ -12,7 +12,7 @@ import sqlalchemy
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
-from sqlalchemy import CompoundSelect, Select, event, exc, text
+from sqlalchemy import ARRAY, CompoundSelect, Select, TypeDecorator, Uuid, event, exc, text
 from sqlalchemy.orm import DeclarativeBase
 
 from lastcall.errors import DatabaseAway
@@ -27,6 +27,17 @@ class Base(DeclarativeBase):
 
 
 db = SQLAlchemy(model_class=Base, disable_autonaming=True)
+
+
+class UuidArray(TypeDecorator[list[str]]):
+    """uuid[], given as texts that the database has written: psycopg takes 8 us to write one UUID, and a search has a
+    thousand of them."""
+
+    impl = ARRAY(Uuid)
+    cache_ok = True
+
+    def bind_processor(self, dialect: Any) -> Any:
+        return lambda ids: "{" + ",".join(ids) + "}"
 
 
 class Busy(DatabaseAway):

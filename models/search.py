@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
-from uuid import UUID
 
 from sqlalchemy import text
 
@@ -21,10 +20,11 @@ MOST_USERS, MOST_CLIENTS = 1000, 200
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Users by what they are called now, and by what they were called while they had sessions."""
+    """The ids of users by what they are called now, and by what they were called while they had sessions. As text: a
+    thousand of them are on their way from the database to the database."""
 
-    now: list[UUID]
-    before: list[UUID]
+    now: list[str]
+    before: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Meant:
 def named(name: str) -> Named:
     """Who is, or was, called this, in any case. Within a transaction under way."""
     query = text("""
-        SELECT TRUE AS now, id FROM users WHERE lower(username) = lower(:name)
-        UNION ALL SELECT FALSE, user_id FROM former_names WHERE lower(username) = lower(:name)
+        SELECT TRUE AS now, id::text FROM users WHERE lower(username) = lower(:name)
+        UNION ALL SELECT FALSE, user_id::text FROM former_names WHERE lower(username) = lower(:name)
     """)
     rows = db.session.execute(query, {"name": name}).all()
     return Named([user_id for now, user_id in rows if now], [user_id for now, user_id in rows if not now])
@@ -65,7 +65,7 @@ def meant_by(searched: str) -> Meant:
     """)
     values = {"pattern": f"%{escaped(searched)}%", "most_users": MOST_USERS + 1, "most_clients": MOST_CLIENTS + 1}
     rows = db.session.execute(query, values).all()
-    users = Named(*([UUID(found) for kind, found in rows if kind == wanted] for wanted in ("now", "before")))
+    users = Named(*([found for kind, found in rows if kind == wanted] for wanted in ("now", "before")))
     return Meant(
         users if max(len(users.now), len(users.before)) <= MOST_USERS else None,
         [found for kind, found in rows if kind == "client"]

@@ -7,9 +7,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Uuid, and_, any_, cast, false, literal, or_, select
+from sqlalchemy import ColumnElement, and_, any_, cast, false, literal, or_, select
 from sqlalchemy.dialects.postgresql import INET
 
+from models.database import UuidArray
 from models.login_session import LoginSession, is_active
 from models.search import Meant, Named, escaped, meant_by, named
 
@@ -99,7 +100,7 @@ _HAS_MOVED = LoginSession.last_ip.is_distinct_from(LoginSession.ip)
 def _is_user(name_or_id: str) -> ColumnElement[bool]:
     users = named(name_or_id)
     try:
-        users.now.append(UUID(name_or_id))
+        users.now.append(str(UUID(name_or_id)))
     except ValueError:
         pass
     return _is_named(users, escaped(name_or_id))
@@ -126,8 +127,8 @@ def _is_named(users: Named, pattern: str) -> ColumnElement[bool]:
     return or_(*ways) if ways else false()
 
 
-def is_one_of(users: list[UUID]) -> ColumnElement[bool]:
+def is_one_of(users: list[str]) -> ColumnElement[bool]:
     """One by `=`, which leaves the order of his index to the list."""
     if len(users) == 1:
-        return LoginSession.user_id == users[0]
-    return LoginSession.user_id == any_(cast(users, ARRAY(Uuid)))
+        return LoginSession.user_id == UUID(users[0])
+    return LoginSession.user_id == any_(literal(users, UuidArray))

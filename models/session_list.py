@@ -11,7 +11,7 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     CompoundSelect,
-    Uuid,
+    Text,
     any_,
     cast,
     func,
@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from models.cursor import read_cursor, write_cursor
-from models.database import db, expected_rows, transaction
+from models.database import UuidArray, db, expected_rows, transaction
 from models.login_session import FACTS, LoginSession, SessionFacts, facts_of, is_active
 from models.session_filter import Conditions, SessionFilter, fits
 from models.shelves import Shelves, places_of, read_shelves, sums_of
@@ -92,7 +92,7 @@ def _find(wanted: SessionFilter, order: _Order, at_most: int) -> tuple[ColumnEle
     if found_by != "no index" and expected <= max(2 * COUNT_EXACTLY_TO, shelves.rows // 100):
         counted, ids = _gather(places, conditions, order, at_most)
         if counted <= COUNT_EXACTLY_TO:
-            return LoginSession.id == any_(cast(ids, ARRAY(Uuid))), counted, True
+            return LoginSession.id == any_(literal(ids, UuidArray)), counted, True
         expected = max(expected, counted)
     return _walk(places, conditions, order, at_most), expected, False
 
@@ -107,13 +107,13 @@ def _walk(places: list[Conditions], conditions: Conditions, order: _Order, at_mo
     return LoginSession.id.in_(select(found.c.id).order_by(*order.by(found.c)).limit(at_most))
 
 
-def _gather(places: list[Conditions], conditions: Conditions, order: _Order, at_most: int) -> tuple[int, list[UUID]]:
+def _gather(places: list[Conditions], conditions: Conditions, order: _Order, at_most: int) -> tuple[int, list[str]]:
     """Find all, then sort them: how many there are, and the ids of a page. For what is rare; in vain when it is not."""
     every = union_all(*(select(ROWS["id"], ROWS[order.column]).where(*on, *conditions) for on in places))
     found = every.limit(COUNT_EXACTLY_TO + 1).cte("found")
     page = select(found.c.id).where(*order.after(found.c)).order_by(*order.by(found.c)).limit(at_most)
     number = select(func.count()).select_from(found).scalar_subquery()
-    counted, ids = db.session.execute(select(number, func.array(page.scalar_subquery()))).one()
+    counted, ids = db.session.execute(select(number, cast(func.array(page.scalar_subquery()), ARRAY(Text)))).one()
     return counted, list(ids)
 
 

@@ -7,7 +7,6 @@ number of rows. The housekeeping takes the rows to their shelves, in batches; he
 from __future__ import annotations
 
 from dataclasses import dataclass
-from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, func, not_, text
 
@@ -29,7 +28,7 @@ _READ = text("""
     SELECT
         e.gen, ARRAY(SELECT shelf FROM shelves WHERE shelf IS NOT NULL),
         EXISTS (SELECT FROM login_sessions WHERE shelf = e.gen AND expires_at <= now()),
-        ARRAY(SELECT DISTINCT user_id FROM unmarked_ends LIMIT :most),
+        ARRAY(SELECT DISTINCT user_id::text FROM unmarked_ends LIMIT :most),
         (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'login_sessions'::regclass)
     FROM everyone AS e
 """)
@@ -43,7 +42,7 @@ class Shelves:
     all: list[int]
     has_expired: bool
     """There are sessions on the open shelf that have expired."""
-    users: list[UUID]
+    users: list[str]
     """Users some of whose sessions may have ended, and have not been marked."""
     rows: int
     """About how many rows there are on all shelves."""
