@@ -55,22 +55,19 @@ def meant_by(searched: str) -> Meant:
             SELECT (SELECT s.client_id FROM login_sessions AS s WHERE s.client_id > c.client_id
                     ORDER BY s.client_id LIMIT 1)
             FROM clients AS c WHERE c.client_id IS NOT NULL
-        )
-        (SELECT 'now' AS kind, id::text AS found FROM users WHERE username ILIKE :pattern LIMIT :most_users)
-        UNION ALL
-        (SELECT 'before', user_id::text FROM former_names WHERE username ILIKE :pattern LIMIT :most_users)
-        UNION ALL
-        (SELECT CASE WHEN client_id ILIKE :pattern THEN 'client' ELSE 'other client' END, client_id FROM clients
-         WHERE client_id IS NOT NULL LIMIT :most_clients)
+        ),
+        known AS (SELECT client_id FROM clients WHERE client_id IS NOT NULL LIMIT :most_clients)
+        SELECT
+            ARRAY(SELECT id::text FROM users WHERE username ILIKE :pattern LIMIT :most_users),
+            ARRAY(SELECT user_id::text FROM former_names WHERE username ILIKE :pattern LIMIT :most_users),
+            ARRAY(SELECT client_id FROM known WHERE client_id ILIKE :pattern),
+            (SELECT count(*) FROM known)
     """)
     values = {"pattern": f"%{escaped(searched)}%", "most_users": MOST_USERS + 1, "most_clients": MOST_CLIENTS + 1}
-    rows = db.session.execute(query, values).all()
-    users = Named(*([found for kind, found in rows if kind == wanted] for wanted in ("now", "before")))
+    now, before, clients, known = db.session.execute(query, values).one()
     return Meant(
-        users if max(len(users.now), len(users.before)) <= MOST_USERS else None,
-        [found for kind, found in rows if kind == "client"]
-        if sum("client" in kind for kind, _ in rows) <= MOST_CLIENTS
-        else None,
+        Named(now, before) if max(len(now), len(before)) <= MOST_USERS else None,
+        clients if known <= MOST_CLIENTS else None,
         list(address_ranges(searched)),
     )
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, any_, cast, false, literal, or_, select
 from sqlalchemy.dialects.postgresql import INET
 
-from models.database import UuidArray
+from models.database import uuid_array
 from models.login_session import LoginSession, is_active
 from models.search import Meant, Named, escaped, meant_by, named
 
@@ -131,4 +131,4 @@ def is_one_of(users: list[str]) -> ColumnElement[bool]:
     """One by `=`, which leaves the order of his index to the list."""
     if len(users) == 1:
         return LoginSession.user_id == UUID(users[0])
-    return LoginSession.user_id == any_(literal(users, UuidArray))
+    return LoginSession.user_id == any_(uuid_array(users))

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from models.cursor import read_cursor, write_cursor
-from models.database import UuidArray, db, expected_rows, transaction
+from models.database import db, expected_rows, transaction, uuid_array
 from models.login_session import FACTS, LoginSession, SessionFacts, facts_of, is_active
 from models.session_filter import Conditions, SessionFilter, fits
 from models.shelves import Shelves, places_of, read_shelves, sums_of
@@ -92,7 +92,7 @@ def _find(wanted: SessionFilter, order: _Order, at_most: int) -> tuple[ColumnEle
     if found_by != "no index" and expected <= max(2 * COUNT_EXACTLY_TO, shelves.rows // 100):
         counted, ids = _gather(places, conditions, order, at_most)
         if counted <= COUNT_EXACTLY_TO:
-            return LoginSession.id == any_(literal(ids, UuidArray)), counted, True
+            return LoginSession.id == any_(uuid_array(ids)), counted, True
         expected = max(expected, counted)
     return _walk(places, conditions, order, at_most), expected, False
 
