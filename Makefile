@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test faults mutants pictures lint format bench lock clean setup setup-dev
+.PHONY: help run demo test coverage faults mutants pictures lint format bench lock clean setup setup-dev
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -17,6 +17,9 @@ demo: setup ## run, with invented sessions to look at
 test: setup-dev ## every test: unit, PostgreSQL, several gunicorn workers, a real browser
 	@exec $(BIN) -m pytest -n 2 --dist worksteal $(ARGS)
 
+coverage: setup-dev ## the same, and which lines no test runs; a third slower
+	@exec $(BIN) -m pytest -n 2 --dist worksteal --cov --cov-report=term $(ARGS)
+
 faults: setup-dev ## every fault, 500 revocations each, and 2,000 races of each kind; writes docs/reliability.md
 	@exec $(BIN) -m tests.faults
 
@@ -24,7 +27,7 @@ mutants: setup-dev ## break the promise in a copy, one way at a time: a named te
 	@exec $(BIN) -m tools.mutants
 
 pictures: setup-dev ## take the screenshots of the README anew
-	@LASTCALL_PICTURES=docs/images exec $(BIN) -m pytest tests/browser -k picture --no-cov
+	@LASTCALL_PICTURES=docs/images exec $(BIN) -m pytest tests/browser -k picture
 
 lint: setup-dev ## ruff, mypy, the import contracts, bandit, known vulnerabilities, templates, SQL
 	@$(BIN) -m ruff check .

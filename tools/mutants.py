@@ -280,7 +280,7 @@ def _killer_of(mutant: Mutant, copy: Path) -> str | None:
 
 def _run(copy: Path, tests: list[str]) -> tuple[bool, str]:
     """Whether the tests pass in the copy, and what they printed."""
-    command = [sys.executable, "-m", "pytest", "-x", "--no-cov", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     return done.returncode == 0, (done.stdout + done.stderr)[-8000:]
 

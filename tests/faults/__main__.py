@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(file=terminal)) as progress:
             display = Display(progress)
-            options = ["-p", "no:cacheprovider", "--no-cov", "--timeout=0", str(FOLDER), str(RACES), *arguments]
+            options = ["-p", "no:cacheprovider", "--timeout=0", str(FOLDER), str(RACES), *arguments]
             with redirect_stdout(io.StringIO()):  # pytest's own report; ours is the display
                 status = int(pytest.main(options, plugins=[display]))
     if ROUNDS < FULL or not REPORT.rows:
