@@ -17,7 +17,7 @@ demo: setup ## run, with invented sessions to look at
 test: setup-dev ## every test: unit, PostgreSQL, several gunicorn workers, a real browser
 	@exec $(BIN) -m pytest -n 2 --dist worksteal $(ARGS)
 
-coverage: setup-dev ## the same, and which lines no test runs; a third slower
+coverage: setup-dev ## every test, and which lines none of them runs; a third slower
 	@exec $(BIN) -m pytest -n 2 --dist worksteal --cov --cov-report=term $(ARGS)
 
 faults: setup-dev ## every fault, 500 revocations each, and 2,000 races of each kind; writes docs/reliability.md
