@@ -268,7 +268,7 @@ CREATE OR REPLACE FUNCTION write_history(
         cutoff_at, sessions_ended, expires_at
     )
     SELECT
-        coalesce(said('history_id')::uuid, gen_random_uuid()), new_scope::text, new_subject, name,
+        coalesce(as_uuid(said('history_id')), gen_random_uuid()), new_scope::text, new_subject, name,
         left(said('reason'), 500), said('actor_id'), coalesce(said('actor_name'), 'database role ' || session_user),
         said('actor_session'), said('actor_ip')::inet, new_cause, c.min_gen, c.cutoff_at, ended, c.expires_at
     FROM cutoffs AS c
@@ -290,7 +290,7 @@ DECLARE
     why text := coalesce(said('reason'), new_cause);
     -- What an earlier end has ended, and nobody has marked yet, is not ended by this one.
     before bigint := coalesce((SELECT max(e.gen) FROM unmarked_ends AS e WHERE e.user_id = cut_user), 0);
-    kept uuid := said('keep_session')::uuid;
+    kept uuid := as_uuid(said('keep_session'));
 BEGIN
     PERFORM raise_cutoff('user', cut_user::text, generation, expires);
     IF said('revocation_id') IS NULL THEN
@@ -362,7 +362,7 @@ BEGIN
     UPDATE users SET gen = gen + 1 WHERE id = cut_user;
     RETURN QUERY
     SELECT r.subject_name, r.sessions_ended, r.cutoff_at, pg_current_xact_id() FROM revocations AS r
-    WHERE r.id = said('history_id')::uuid;
+    WHERE r.id = as_uuid(said('history_id'));
 END
 $$;
 
