@@ -218,9 +218,7 @@ def test_connections_that_died_while_nobody_asked_hold_nobody_up(start_bench: St
         said = take_many()
         slowest_s = max(took_s for _, took_s in said)
         assert slowest_s < LONGEST_S + LATE_S, f"a request hung for {slowest_s:.1f} s"
-        after = [status for status, _ in take_many()]
-        assert set(after) <= {ACCEPTED, NOT_NOW}
-        assert after.count(NOT_NOW) <= (0 if IN_FULL else at_once // 2), after  # other tests run beside the short form
+        assert {status for status, _ in take_many()} == {ACCEPTED}
     bench.figures.outcome = "held"
 
 
