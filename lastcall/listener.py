@@ -91,6 +91,8 @@ class CutoffListener:
         self._said: set[str | None] = {None}
         """What the own row may hold as the position: what was confirmed last, or what was sent without an answer."""
         self._renewals = 0
+        self._asks_since_ns = 0
+        """When a new process asked first whether the others are back (CLOCK_BOOTTIME, nanoseconds)."""
         self._doubted_gen: int | None = None
         """After the database has gone back: nothing is trusted until everyone's generation is above this one."""
         self._round_due_ns = 0
@@ -113,7 +115,7 @@ class CutoffListener:
             self.cutoffs.lease_until_ns, self.cutoffs.loaded = 0, False
             self._connection = None
         self.worker_id = str(uuid.uuid4())
-        self._position, self._said, self._renewals = None, {None}, 0
+        self._position, self._said, self._renewals, self._asks_since_ns = None, {None}, 0, 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lastcall-listener", daemon=True)
         self._thread.start()
@@ -302,18 +304,30 @@ class CutoffListener:
         row = connection.execute(statements.WENT_BACK, (self._position,)).fetchone()
         return bool(row and row[0])
 
+    def _others_may_tell(self, connection: psycopg.Connection) -> bool:
+        """Whether a process that has trusted nothing yet should go on so. It can't see that the database has gone back;
+        the workers of before can, and are back soon after the server's start or promotion: their watchdogs free them
+        within a lease, and they try again within a second."""
+        within_s = max(self.lease_s, 1.0) + 2.0
+        self._asks_since_ns = self._asks_since_ns or boottime_ns()
+        if boottime_ns() - self._asks_since_ns > within_s * 1e9:  # whatever the database's clock says
+            return False
+        row = connection.execute(statements.OTHERS_MAY_TELL, {"id": self.worker_id, "within_s": within_s}).fetchone()
+        return row is None or bool(row[0])
+
     # ----------------------------------------------------------------------------------------------- one round
 
     def _round(self, connection: psycopg.Connection) -> None:
         # 1. The clock, before anything is sent.
         started_ns = self._busy_since_ns = boottime_ns()
         self._round_due_ns = started_ns + int(min(self.lease_s / 4, ROUND_S) * 1e9)
+        others_may_tell = not self.cutoffs.loaded and self._others_may_tell(connection)
         # 2. The own row, committed: from now on a confirmation waits for this worker.
         self._renew(connection)
         # 3. Then the cutoffs, in a new snapshot.
         position = self._read(connection)
         # 4. Applied, so the lease counts, from the clock of step 1.
-        if self._doubted_gen is None or self.cutoffs.everyone_gen > self._doubted_gen:
+        if not others_may_tell and (self._doubted_gen is None or self.cutoffs.everyone_gen > self._doubted_gen):
             self._doubted_gen = None
             self.cutoffs.renew_lease(started_ns + int(self.lease_s * 1e9))
         # 5. Then the position.

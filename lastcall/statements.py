@@ -38,6 +38,15 @@ UPDATE workers SET snapshot = %s::pg_snapshot, canary = %s, incarnation = (SELEC
 WENT_BACK: LiteralString = """
 SELECT pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax(%s::pg_snapshot)
 """
+# Since the server's start or promotion, which may have lost commits: workers of before that are not back yet.
+OTHERS_MAY_TELL: LiteralString = """
+SELECT EXISTS (
+    SELECT FROM incarnation AS i, workers AS w
+    WHERE w.id <> %(id)s
+        AND greatest(i.since, pg_postmaster_start_time()) > clock_timestamp() - make_interval(secs => %(within_s)s)
+        AND (w.snapshot IS NULL OR w.incarnation IS DISTINCT FROM i.id OR w.renewed_at < pg_postmaster_start_time())
+)
+"""
 # Raises what the database has lost; `raise_cutoff` lowers nothing, and its trigger lifts the users' generations.
 GIVE_BACK: LiteralString = """
 SELECT count(raise_cutoff(held.scope::cutoff_scope, held.subject, held.gen, cutoff_expiry(NULL)))

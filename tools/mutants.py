@@ -44,6 +44,13 @@ MUTANTS = (
         "tests/unit/test_order_of_the_listener.py",
     ),
     Mutant(
+        "a new process trusts a database that may have gone back",
+        "lastcall/listener.py",
+        "if not others_may_tell and (",
+        "if (",
+        "tests/unit/test_database_went_back.py",
+    ),
+    Mutant(
         "purged in a region that the cutoffs come to",
         "models/housekeeping.py",
         "FROM everyone WHERE NOT {_FROM_ANOTHER_REGION} FOR",

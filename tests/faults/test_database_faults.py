@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from tests.faults.bench import (
 )
 from tests.faults.conftest import StartBench, StartHost
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED, Token
+from tests.faults.load import Caller
 from tests.faults.standby import Standby
 from tests.faults.wrong_clock import WrongClock
 from tools.postgres import EmbeddedPostgres
@@ -227,8 +229,9 @@ def older_server(how: str, bench: Bench, cluster: EmbeddedPostgres, folder: Path
             yield Failover(cluster, standby, bench)
 
 
-def wait_until_reread(bench: Bench) -> None:
-    """Until every worker listens to the database that there is now. (Who is still signed in, is not asked.)"""
+def wait_until_reread(bench: Bench, started_s: float) -> None:
+    """Until every worker listens to the database that there is since `started_s` (time.time(); the rows of workers may
+    be older). Who is still signed in, is not asked."""
     since_s = time.monotonic()
     while True:
         assert time.monotonic() - since_s < DEADLINE_S, "the workers do not come back:\n" + bench.host.log()[-2000:]
@@ -236,8 +239,8 @@ def wait_until_reread(bench: Bench) -> None:
             with bench.psql() as psql:
                 row = psql.execute(
                     "SELECT count(*) FROM workers WHERE snapshot IS NOT NULL AND pid = ANY(%s)"
-                    " AND renewed_at > clock_timestamp() - interval '1 second'",
-                    (bench.pids,),
+                    " AND renewed_at > to_timestamp(%s)",
+                    (bench.pids, started_s),
                 ).fetchone()
             if row is not None and row[0] >= len(bench.pids) and bench.try_to_sign_in("user-7") is not None:
                 bench.figures.recovered_in(time.monotonic() - since_s)
@@ -271,8 +274,9 @@ def test_the_database_has_gone_back_in_time(
             bench.round()
         receipt = bench.revoke_at_last(revoked.subject).json
         lost_session = bench.new_victim()
+        since_s = time.time()
         older.come_back()
-        wait_until_reread(bench)
+        wait_until_reread(bench, since_s)
         add_a_worker(bench, 3)
         said = {
             "a token that was revoked in the lost time": (revoked, {REFUSED}),
@@ -304,6 +308,66 @@ def test_the_database_has_gone_back_in_time(
         for host in bench.hosts:
             host.server.stop()
     assert not wrong, "; ".join(wrong)
+    bench.figures.outcome = "held"
+
+
+@pytest.mark.parametrize("how", ["restored", "promoted"])
+def test_a_new_worker_on_a_database_that_has_gone_back_lets_the_others_tell(
+    start_bench: StartBench, cluster: EmbeddedPostgres, tmp_path: Path, how: str
+) -> None:
+    """It starts first, and knows nothing of the lost time; those that do are held up for a while."""
+    fault = f"a worker starts on a database that was {how} and has gone back, before the others are back"
+    bench = start_bench(fault, "0 accepted after return: it waits for them", database=cluster, workers=(2,))
+    with older_server(how, bench, cluster, tmp_path / "older") as older:
+        older.take()
+        bench.wait_until_usual()
+        bench.figures.recovery_s = None
+        revoked = bench.new_victim()
+        bench.revoke_at_last(revoked.subject)
+        since_s, before = time.time(), bench.pids
+        with paused(before):
+            older.come_back()
+            add_a_worker(bench, 3)
+            meanwhile = [bench.load.ask_each(revoked, without=before) for _ in range(5)]
+        wait_until_reread(bench, since_s)
+        bench.sign_in_as_admin()
+        bench.bystander = bench.sign_in("bystander")
+        bench.load.ask_for(bench.bystander)
+        bench.wait_until_usual()
+        after = bench.load.ask_each(revoked)
+        bench.load.stop()
+        accepted = bench.history.accepted_after_return()[:3]
+        for host in bench.hosts:
+            host.server.stop()
+    assert (meanwhile, set(after), accepted) == ([[NOT_NOW]] * 5, {REFUSED}, [])
+    bench.figures.outcome = "held"
+
+
+def test_a_new_worker_waits_for_the_dead_no_longer_than_they_would_need(
+    start_bench: StartBench, cluster: EmbeddedPostgres
+) -> None:
+    bench = start_bench(
+        "the database and all workers are killed at once, and new ones start",
+        "ready as soon as those of before would be back: a lease and 2 s",
+        database=cluster,
+        workers=(2,),
+    )
+    token = bench.new_victim()
+    bench.load.stop()
+    kill_database(cluster)
+    for pid in bench.pids:
+        os.kill(pid, signal.SIGKILL)
+    cluster.start()
+    since_s, statuses = time.monotonic(), {NOT_NOW}
+    while ACCEPTED not in statuses:
+        caller = Caller(bench.host.server.port)
+        statuses.add(caller.ask(token.raw)[1])
+        caller.close()
+        assert statuses <= {NOT_NOW, ACCEPTED}, statuses
+        took_s = time.monotonic() - since_s
+        assert took_s < LEASE_S + 2 + SLACK_S, "the new workers are not ready:\n" + bench.host.log()[-2000:]
+    assert took_s > LEASE_S, "it did not wait for the workers of before"
+    bench.figures.recovered_in(took_s)
     bench.figures.outcome = "held"
 
 

@@ -194,11 +194,12 @@ def test_an_old_primary_that_lives_on_without_its_standby_gives_nobody_a_lease(
     standby.make_synchronous()
     token = bench.new_victim()
     standby.line.refuse()
+    promoted_s = time.time()
     standby.promote()
     bench.host.proxy.lead_to(standby.server.url)
     bench.host.proxy.cut()
     bench.database = standby.server
-    wait_until_reread(bench)
+    wait_until_reread(bench, promoted_s)
     assert set(bench.load.ask_each(token)) <= {ACCEPTED, NOT_NOW}
     since_s = time.monotonic()
     answer = bench.revoke_at_last(token.subject)

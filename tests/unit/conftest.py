@@ -56,6 +56,7 @@ def listener(log: LOG, listener_clock: RecordingClock, monkeypatch: pytest.Monke
     monkeypatch.setattr(listener_module, "prepare", PlayedDatabase.prepare)
     found = CutoffListener("postgresql://nowhere", RecordingCutoffs(log), lease_s=2.0)
     found._position, found._said, found._renewals = "1:2:", {"1:2:"}, 10
+    found.cutoffs.loaded = True
     return found
 
 

@@ -32,6 +32,7 @@ STATEMENTS = {
     "UPDATE everyone SET gen": "raise everyone",
     "bring_back_cutoffs": "bring back",
     "pg_notify": "notify",
+    "pg_postmaster_start_time": "others?",
     "synchronous_commit = on": "durable",
 }
 
@@ -54,10 +55,12 @@ class PlayedDatabase:
         now_us: int = NOW_US,
         purged_us: int = 0,
         heard: bool = True,
+        others_may_tell: bool = False,
     ) -> None:
         self.log, self.renewals, self.xids_behind = log, renewals, xids_behind
         self.position = position if renewals is not None else None
         self.now_us, self.purged_us, self.heard, self.hints = now_us, purged_us, heard, 0
+        self.others_may_tell = others_may_tell
         self.rows: list[tuple[Any, ...]] = [ROW]
         self.sent: dict[str, tuple[str, Any]] = {}
         self.listener: CutoffListener | None = None
@@ -78,6 +81,8 @@ class PlayedDatabase:
             case "renew" | "register":
                 self.renewals = 1_000_000 if self.renewals is None else self.renewals + 1
                 return Answer([(self.renewals, self.position)])
+            case "others?":
+                return Answer([(self.others_may_tell,)])
             case "xids behind?":
                 return Answer([(self.xids_behind,)])
             case "position of the load":

@@ -60,6 +60,36 @@ def test_a_database_that_went_back_fences_first_and_everything_is_read(listener:
     ]
 
 
+def test_a_new_process_asks_before_it_reads_whether_others_may_tell_and_has_no_lease_until_they_have(
+    listener: CutoffListener, listener_clock: RecordingClock, log: LOG
+) -> None:
+    listener.cutoffs.loaded, listener_clock.step_ns = False, 1
+    database = PlayedDatabase(log, others_may_tell=True)
+    for _ in range(2):
+        log.clear()
+        listener._round(database)  # type: ignore[arg-type]
+        assert only_first_clock(log) == ["clock", "others?", "renew", "read", "apply", "position"]
+        assert not listener.cutoffs.loaded and not listener.cutoffs.lease_is_valid()
+    database.others_may_tell = False
+    listener._round(database)  # type: ignore[arg-type]
+    log.clear()
+    listener._round(database)  # type: ignore[arg-type]
+    assert only_first_clock(log) == ["clock", "renew", "read", "apply", "lease", "position"], "it asks once too often"
+
+
+def test_a_new_process_waits_for_the_others_a_lease_and_two_seconds_at_most_whatever_the_time_is_there(
+    listener: CutoffListener, listener_clock: RecordingClock, log: LOG
+) -> None:
+    """After the database's clock stepped back, its server started in the future."""
+    listener.cutoffs.loaded, listener_clock.step_ns = False, 0
+    database = PlayedDatabase(log, others_may_tell=True)
+    listener_clock.now_ns = 5 * SECOND_NS
+    for now_s, trusts in ((5.0, False), (9.0, False), (9.001, True)):
+        listener_clock.now_ns = int(now_s * SECOND_NS)
+        listener._round(database)  # type: ignore[arg-type]
+        assert ("lease" in log) is trusts, now_s
+
+
 @pytest.mark.parametrize("lost_at", ["load", "lock", "give back", "raise everyone", "commit"])
 def test_what_is_in_doubt_stays_so_until_it_is_done_however_often_the_connection_is_lost(
     listener: CutoffListener, log: LOG, monkeypatch: pytest.MonkeyPatch, lost_at: str

@@ -49,6 +49,7 @@ def test_a_round_of_the_listener_is_the_round_of_the_model(listener: CutoffListe
 
 
 def test_a_look_of_the_listener_is_the_look_of_the_model(listener: CutoffListener, log: LOG) -> None:
+    listener.cutoffs.loaded = False
     listener._look(PlayedDatabase(log))  # type: ignore[arg-type]
     assert [step for step in log if step != "clock"] == list(model.LOOK)
     assert (listener.cutoffs.lease_until_ns, listener.cutoffs.loaded) == (0, False), "it is no new lease"
@@ -133,6 +134,7 @@ def test_a_load_is_one_snapshot_whose_position_is_read_with_it(listener: CutoffL
 
 
 def test_a_load_alone_lets_no_lease_count_and_confirms_nothing(listener: CutoffListener, log: LOG) -> None:
+    listener.cutoffs.loaded = False
     listener._load(PlayedDatabase(log))  # type: ignore[arg-type]
     assert not {"lease", "position"} & set(log)
     assert (listener.cutoffs.lease_until_ns, listener.cutoffs.loaded, listener.reads_done) == (0, False, 0)
