@@ -1,6 +1,6 @@
 """One worker process of bench/propagation.py: notes when a cutoff has reached it, by each way.
 
-python -m bench.follower URL REDIS_SOCKET NOTES NUMBER OF_HOW_MANY TRIALS busy|idle SWITCH_INTERVAL_S
+python -m bench.follower URL REDIS_SOCKET NOTES NUMBER OF_HOW_MANY TRIALS busy|idle
 """
 
 from __future__ import annotations
@@ -82,8 +82,7 @@ class NotingCutoffs(Cutoffs):
 def main() -> None:
     url, redis_socket, path = sys.argv[1:4]
     worker, workers, trials = (int(word) for word in sys.argv[4:7])
-    busy, interval_s = sys.argv[7] == "busy", float(sys.argv[8])
-    sys.setswitchinterval(interval_s)
+    busy = sys.argv[7] == "busy"
     notes = Notes(Path(path), workers, trials)
     cutoffs = NotingCutoffs(notes, worker)
     listener = CutoffListener(url, cutoffs, service="bench")

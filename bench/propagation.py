@@ -35,19 +35,14 @@ TRIALS = int(os.environ.get("BENCH_TRIALS", "300"))
 PATIENCE_S = 10.0
 SHORTEST_MS = 0.01
 """What a logarithmic plot draws of a worker that was told before COMMIT had returned."""
-IN_GUNICORN_S, PYTHONS_OWN_S = 0.0002, 0.005
-"""The switch interval that gunicorn.conf.py sets, and the one that Python begins with."""
 KINDS = ("the same COMMIT", "Lastcall alone", "Redis alone")
 Found = dict[str, dict[str, float]]
 
 
-def cases() -> Iterator[tuple[str, int, bool, float]]:
-    for count in WORKERS:
-        yield f"{count} idle", count, False, IN_GUNICORN_S
-    for count in WORKERS:
-        yield f"{count} loaded", count, True, IN_GUNICORN_S
-    for count in (1, 8):
-        yield f"{count} loaded, switch interval as Python has it", count, True, PYTHONS_OWN_S
+def cases() -> Iterator[tuple[str, int, bool]]:
+    for busy in (False, True):
+        for count in WORKERS:
+            yield f"{count} {'loaded' if busy else 'idle'}", count, busy
 
 
 def measure(advance: Callable[[str], None]) -> dict[str, Found]:
@@ -57,26 +52,26 @@ def measure(advance: Callable[[str], None]) -> dict[str, Found]:
         folder = Path(name)
         postgres = stack.enter_context(EmbeddedPostgres(folder))
         redis = stack.enter_context(redis_server(folder))
-        for number, (case, count, busy, interval_s) in enumerate(cases()):
+        for number, (case, count, busy) in enumerate(cases()):
             url, elsewhere = (postgres.create_database(f"{kind}_{number}") for kind in ("bench", "elsewhere"))
             apply_schema(url)
             apply_schema(elsewhere)
             notes = Notes(folder / f"notes-{number}", count, TRIALS)
-            more = ["busy" if busy else "idle", str(interval_s)]
-            with following(count, [url, str(redis), str(folder / f"notes-{number}")], more):
+            given = [url, str(redis), str(folder / f"notes-{number}")]
+            with following(count, given, "busy" if busy else "idle"):
                 committed = revoke(url, elsewhere, redis, notes, lambda trial, case=case: advance(f"{case}: {trial}"))
             found[case] = figures(notes, committed)
     return found
 
 
 @contextmanager
-def following(count: int, before: list[str], after: list[str]) -> Iterator[None]:
+def following(count: int, given: list[str], load: str) -> Iterator[None]:
     """`count` worker processes, once they all follow."""
-    command = [sys.executable, "-m", "bench.follower", *before]
+    command = [sys.executable, "-m", "bench.follower", *given]
     pipe = subprocess.PIPE
     processes = [
         subprocess.Popen(
-            [*command, str(number), str(count), str(TRIALS), *after], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+            [*command, str(number), str(count), str(TRIALS), load], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
         )
         for number in range(count)
     ]

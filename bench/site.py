@@ -160,7 +160,8 @@ class Site:
         many = f"{OF_ONE_USER:,} sessions"
         user_ids = [self._make_user(f"crowd-{number}") for number in range(FORCE_LOGOUTS)]
         crowd.add_sessions(self._psql, user_ids, OF_ONE_USER)
-        self._psql.execute("VACUUM ANALYZE login_sessions")  # as PostgreSQL does by itself, sooner or later
+        for statement in ("VACUUM ANALYZE login_sessions", "CHECKPOINT"):  # which come by themselves, sooner or later
+            self._psql.execute(statement)
         yield from self._pages(f"one user's {many}", f"{LIST}/{user_ids[0]}?")
         for user_id in user_ids:
             receipt = self._in_force(f"force logout of a user with {many}", "DELETE", f"{LIST}/{user_id}")

@@ -26,8 +26,9 @@ from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs
 from lastcall.hosts import connect_to_primary
-from lastcall.prepared import ask, prepare, quick_turns
+from lastcall.prepared import ask, prepare
 from lastcall.rows import cutoff_from_row
+from lastcall.turns import Turns, quick_turns
 
 log = logging.getLogger("lastcall")
 
@@ -40,7 +41,6 @@ ROUND_S = 0.5
 SILENCE_S = 0.4
 """A statement of the listener that takes longer means that the database says nothing (seconds)."""
 _READ_NEW = b"lastcall_read_new"
-_LOOK_UP_S = 0.1
 _PIECE = 1_000
 _STEP_NS = 2_000_000_000
 _DOUBT_LOCK = 7_530_005
@@ -96,6 +96,7 @@ class CutoffListener:
         self._doubted_gen: int | None = None
         """After the database has gone back: nothing is trusted until everyone's generation is above this one."""
         self._round_due_ns = 0
+        self._turns = Turns()
         self._canary = 0
         self._complained = False
         self._risen = False
@@ -114,6 +115,7 @@ class CutoffListener:
         if self._pid:  # forked: what the parent read may be old, and its connection is the parent's
             self.cutoffs.lease_until_ns, self.cutoffs.loaded = 0, False
             self._connection = None
+            self._turns.end()
         self.worker_id = str(uuid.uuid4())
         self._position, self._said, self._renewals, self._asks_since_ns = None, {None}, 0, 0
         self._stopping = threading.Event()
@@ -134,6 +136,7 @@ class CutoffListener:
 
     def _run(self) -> None:
         delay_s = 0.1
+        self._turns.begin()
         while not self._stopping.is_set():
             rounds_before = self.reads_done
             tried_ns = self._busy_since_ns = boottime_ns()
@@ -156,6 +159,7 @@ class CutoffListener:
                 delay_s, paused_s = 0.1, 0.0
             self._stopping.wait(max(0.0, delay_s * random.uniform(0.5, 1.0) - paused_s))
             delay_s = min(delay_s * 2, 0.8)  # back within a second after the database can be reached again
+        self._turns.end()
 
     def _complain(self, error: Exception) -> None:
         if not self._complained and not self._stopping.is_set():
@@ -221,9 +225,13 @@ class CutoffListener:
 
     def _wait_for_a_hint(self, connection: psycopg.Connection) -> bool:
         """Wait until the next round is due or the process stops: False; or until a NOTIFY has come before: True."""
-        while not self._stopping.is_set() and (left_s := (self._round_due_ns - boottime_ns()) / 1e9) > 0:
+
+        def wait(most_s: float) -> bool:
             # The generator must have ended before the connection is used again, and must not be left by `break`.
-            if list(connection.notifies(timeout=min(left_s, _LOOK_UP_S), stop_after=1)):
+            return bool(list(connection.notifies(timeout=most_s, stop_after=1)))
+
+        while not self._stopping.is_set() and (left_s := (self._round_due_ns - boottime_ns()) / 1e9) > 0:
+            if self._turns.wait(left_s, wait):
                 return True
         return False
 

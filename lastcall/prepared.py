@@ -6,35 +6,11 @@ costs a switch interval and more, and until then a revoked token is accepted (be
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import pq
 from psycopg.adapt import Transformer
-
-TURN_S = 0.00005
-"""How long a busy thread may keep the interpreter while an answer of the database is waited for (seconds)."""
-
-
-@contextmanager
-def quick_turns() -> Iterator[None]:
-    """Beside busy threads, let this one have the interpreter back soon after each wait.
-
-    Where turns are as quick already, this changes nothing: another listener of the process may look just now, and what
-    it has set must not be taken for the usual one.
-    """
-    usual_s = sys.getswitchinterval()
-    if usual_s <= TURN_S:
-        yield
-        return
-    sys.setswitchinterval(TURN_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual_s)
 
 
 def prepare(connection: psycopg.Connection, name: bytes, query: LiteralString) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 worker_class = "gthread"
@@ -22,7 +21,6 @@ def _lastcall_of(worker: Any) -> Any:
 
 def post_worker_init(worker: Any) -> None:
     if (lastcall := _lastcall_of(worker)) is not None:
-        sys.setswitchinterval(0.0002)  # it is part of Lastcall's price: gunicorn.conf.py says what for
         lastcall.listener.ensure_running()
 
 

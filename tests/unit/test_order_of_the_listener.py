@@ -13,7 +13,6 @@ import pytest
 from lastcall import listener as listener_module
 from lastcall.cutoffs import Cutoffs
 from lastcall.listener import CANARY, ROUND_S, SILENCE_S, CutoffListener
-from lastcall.prepared import quick_turns
 from tests.unit import crash_model, model, small_models
 from tests.unit.played_database import (
     LOG,
@@ -67,16 +66,6 @@ def test_busy_threads_let_a_look_have_the_interpreter_back_soon(listener: Cutoff
     listener._look(Watched(log))  # type: ignore[arg-type]
     assert len(during) == 2
     assert max(during) < usual_s / 10
-    assert sys.getswitchinterval() == usual_s
-
-
-def test_two_listeners_that_look_at_once_leave_the_usual_turns_behind() -> None:
-    usual_s = sys.getswitchinterval()
-    one, other = quick_turns(), quick_turns()
-    one.__enter__()
-    other.__enter__()
-    one.__exit__(None, None, None)
-    other.__exit__(None, None, None)
     assert sys.getswitchinterval() == usual_s
 
 
