@@ -317,8 +317,9 @@ class CutoffListener:
         the workers of before can, and are back soon after the server's start or promotion: their watchdogs free them
         within a lease, and they try again within a second."""
         within_s = max(self.lease_s, 1.0) + 2.0
-        self._asks_since_ns = self._asks_since_ns or boottime_ns()
-        if boottime_ns() - self._asks_since_ns > within_s * 1e9:  # whatever the database's clock says
+        now_ns = boottime_ns()
+        self._asks_since_ns = self._asks_since_ns or now_ns
+        if now_ns - self._asks_since_ns > within_s * 1e9:  # whatever the database's clock says
             return False
         row = connection.execute(statements.OTHERS_MAY_TELL, {"id": self.worker_id, "within_s": within_s}).fetchone()
         return row is None or bool(row[0])
