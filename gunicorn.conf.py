@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -90,6 +91,9 @@ loglevel = os.environ.get("LOG_LEVEL", "info")
 
 def post_worker_init(worker: Any) -> None:
     """After the fork, also under --preload: threads that were started before it do not exist here."""
+    # What is here now stays. To search all of it for garbage, now and then, would hold every thread up (gc, Python
+    # manual), the listener's as well.
+    gc.freeze()
     server = worker.app.callable.extensions["lastcall_server"]
     server.start()
     stop = signal.getsignal(signal.SIGTERM)

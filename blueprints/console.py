@@ -12,7 +12,8 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
-from flask import Blueprint, Flask, Response, flash, g, redirect, render_template, request, session, url_for
+from flask import Blueprint, Flask, Request, Response, flash, g, redirect, render_template, request, session, url_for
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask.typing import ResponseReturnValue
 from flask_login import LoginManager, UserMixin, current_user, login_user, logout_user
 from pydantic import ValidationError
@@ -55,7 +56,15 @@ class Proof(Given):
     password: Password
 
 
+class ConsoleCookie(SecureCookieSessionInterface):
+    """The cookie is the console's alone: outside of it none is read or set."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        return super().open_session(app, request) if request.path.startswith("/console/") else None
+
+
 def init_app(app: Flask) -> None:
+    app.session_interface = ConsoleCookie()
     manager = LoginManager()
     # Flask-Login's own protection ties a cookie to an address; ours is the guard, and addresses change on the move.
     manager.session_protection = None

@@ -41,10 +41,10 @@ def session_filter(given: Filter, state: str = "active") -> SessionFilter:
 
 
 def _page(page: SessionPage) -> Response:
-    items = []
+    items, here = [], current_claims.sid
     for facts in page.items:
         item = SessionAnswer.model_validate(facts)
-        item.current = facts.session_id == current_claims.sid
+        item.current = facts.session_id == here
         items.append(item)
     body = SessionList(items=items, next=page.next, total=page.total, total_is_exact=page.total_is_exact)
     response = answer(body, headers=next_link(page.next))

@@ -62,6 +62,13 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(client: FlaskClie
     assert cookie.startswith("lastcall=") and "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Path=/" in cookie
 
 
+def test_only_the_console_looks_at_the_cookie(browser: FlaskClient, root: Actor) -> None:
+    assert "Cookie" in browser.get("/console/").headers["Vary"]
+    for path in ("/api/v1/auth/me", "/console-of-nobody", "/healthz", "/"):
+        answer = browser.get(path)
+        assert "Vary" not in answer.headers and "Set-Cookie" not in answer.headers
+
+
 def test_where_tls_ends_in_front_the_cookie_is_a_host_cookie(environment: dict[str, str]) -> None:
     settings = from_environment({**environment, "LASTCALL_SECURE_COOKIES": "true"})
     with running_app(settings) as app:
