@@ -21,6 +21,7 @@ from models.patience import POOL_S, Patience
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 _SCHEMA_LOCK = 7_530_001
+_EXPLAIN = "lastcall_explain"
 
 
 class Base(DeclarativeBase):
@@ -100,6 +101,7 @@ def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> N
 
     with app.app_context():
         event.listen(db.engine, "do_connect", connect)
+        event.listen(db.engine, "before_cursor_execute", _explain, retval=True)
         if pooled:
             event.listen(db.engine, "begin", lambda connection: connection.exec_driver_sql(f"SELECT {limits}"))
 
@@ -174,9 +176,14 @@ def apply_schema(url: str) -> None:
 
 def expected_rows(query: Select[Any] | CompoundSelect[Any]) -> int:
     """How many rows the planner expects of a query. Within a transaction under way."""
-    compiled = query.compile(db.engine, compile_kwargs={"render_postcompile": True})
-    plan = db.session.connection().exec_driver_sql("EXPLAIN (FORMAT JSON) " + str(compiled), compiled.params).scalar()
+    plan = db.session.execute(query, execution_options={_EXPLAIN: True}).scalar()
     return int(plan[0]["Plan"]["Plan Rows"]) if plan else 0
+
+
+def _explain(_connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool) -> Any:
+    """SQLAlchemy compiles a query once; its EXPLAIN is put before what it has compiled."""
+    explains = context is not None and context.execution_options.get(_EXPLAIN)
+    return "EXPLAIN (FORMAT JSON) " + statement if explains else statement, parameters
 
 
 def position_of_transaction() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,9 @@ from sqlalchemy import (
     Select,
     Text,
     and_,
+    any_,
     case,
+    cast,
     func,
     literal_column,
     not_,
@@ -28,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, INET
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.database import Base, db, transaction
+from models.database import Base, db, transaction, uuid_array
 from models.everyone import everyone_gen
 from models.revocation import Revocation
 
@@ -117,11 +119,18 @@ def state() -> ColumnElement[str]:
     return case((ended, "ended"), (expired, "expired"), else_="active")
 
 
-_FACTS = [field.name for field in fields(SessionFacts) if field.name not in ("session_id", "state")]
+_HOW: dict[str, ColumnElement[str]] = {
+    "session_id": cast(LoginSession.id, Text),
+    "user_id": cast(LoginSession.user_id, Text),
+    "state": state(),
+}
+_FACTS = [field.name for field in fields(SessionFacts)]
 FACTS: Select[Any] = select(
-    *(LoginSession.__table__.c[name] for name in (*_FACTS, "id", "user_gen", "everyone_gen")), state().label("state")
+    *(_HOW[name].label(name) if name in _HOW else LoginSession.__table__.c[name] for name in _FACTS),
+    LoginSession.user_gen,
+    LoginSession.everyone_gen,
 )
-"""What `facts_of` needs of each session: no more, and no entities, for a page may have two hundred of them."""
+"""What `facts_of` needs of each session: no more, no entities and no UUIDs, for a page may have two hundred of them."""
 
 
 def get_session(session_id: UUID) -> SessionFacts | None:
@@ -168,35 +177,21 @@ def _users_ends(rows: Sequence[Row[Any]]) -> list[UnmarkedEnd]:
     """The same of users' own, oldest first."""
     if not rows:
         return []
-    ids = {row.user_id for row in rows}
-    return list(db.session.scalars(select(UnmarkedEnd).where(UnmarkedEnd.user_id.in_(ids)).order_by(UnmarkedEnd.gen)))
+    ids = uuid_array(list({row.user_id for row in rows}))
+    return list(
+        db.session.scalars(select(UnmarkedEnd).where(UnmarkedEnd.user_id == any_(ids)).order_by(UnmarkedEnd.gen))
+    )
 
 
 def _facts(row: Row[Any], everyones: Sequence[Revocation], users: Sequence[UnmarkedEnd]) -> SessionFacts:
-    ended_at, ended_by, end_reason = row.ended_at, row.ended_by, row.end_reason
-    if row.state == "ended" and ended_at is None:
-        end = next((end for end in users if end.user_id == row.user_id and end.gen > row.user_gen), None)
-        cause = next((cause for cause in everyones if (cause.min_gen or 0) > row.everyone_gen), None)
-        if end is not None:
-            ended_at, ended_by, end_reason = end.ended_at, end.ended_by, end.end_reason
-        elif cause is not None:
-            ended_at, ended_by, end_reason = cause.created_at, cause.actor_name, cause.reason or cause.cause
-    return SessionFacts(
-        session_id=str(row.id),
-        user_id=str(row.user_id),
-        username=row.username,
-        roles=row.roles,
-        client_id=row.client_id,
-        ip=row.ip,
-        last_ip=row.last_ip,
-        user_agent=row.user_agent,
-        device=row.device,
-        created_at=row.created_at,
-        last_seen_at=row.last_seen_at,
-        token_expires_at=row.token_expires_at,
-        expires_at=row.expires_at,
-        state=row.state,
-        ended_at=ended_at,
-        ended_by=ended_by,
-        end_reason=end_reason,
-    )
+    facts = SessionFacts(*row[: len(_FACTS)])
+    if facts.state != "ended" or facts.ended_at is not None:
+        return facts
+    end = next((end for end in users if str(end.user_id) == facts.user_id and end.gen > row.user_gen), None)
+    if end is not None:
+        return replace(facts, ended_at=end.ended_at, ended_by=end.ended_by, end_reason=end.end_reason)
+    cause = next((cause for cause in everyones if (cause.min_gen or 0) > row.everyone_gen), None)
+    if cause is not None:
+        reason = cause.reason or cause.cause
+        return replace(facts, ended_at=cause.created_at, ended_by=cause.actor_name, end_reason=reason)
+    return facts
