@@ -20,7 +20,7 @@ LATE = 0.4
 OFTEN, AGAIN = 8, 2
 """So many more late ones than others are a busy thread: among requests, which let go of the interpreter soon, that
 hardly comes. Where there was a busy thread, `AGAIN` late ones tell that there still is."""
-USUAL_WAIT_S, SOON_S = 0.1, 0.01
+USUAL_WAIT_S, SOON_S = 0.25, 0.01
 FOR_S = 30.0
 """After that it is tried whether it is needed any longer (seconds)."""
 

@@ -12,7 +12,7 @@ import sqlalchemy
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
-from sqlalchemy import ColumnElement, CompoundSelect, Select, event, exc, literal, text
+from sqlalchemy import ColumnElement, CompoundSelect, Executable, Select, event, exc, literal, text
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import UserDefinedType
 
@@ -184,6 +184,11 @@ def _explain(_connection: Any, _cursor: Any, statement: str, parameters: Any, co
     """SQLAlchemy compiles a query once; its EXPLAIN is put before what it has compiled."""
     explains = context is not None and context.execution_options.get(_EXPLAIN)
     return "EXPLAIN (FORMAT JSON) " + statement if explains else statement, parameters
+
+
+def changed(statement: Executable, values: dict[str, Any]) -> int:
+    """How many rows a statement has changed. Within a transaction under way."""
+    return int(db.session.execute(statement, values).rowcount)  # type: ignore[attr-defined]
 
 
 def position_of_transaction() -> str:

@@ -1,31 +1,36 @@
 """Housekeeping: one thread a process; what only one of all processes may do is done by whoever gets the lock.
 
 Each process: watch the workers' leases, write what was seen, notice sign-ins for the event streams.
-One of all:   send the canary, take what has expired or ended to its shelf, purge what is over.
+One of all:   send the canary; and clean: take what has expired or ended to its shelf, purge what is over.
+
+One process a second cleans, by chance, however many there are; and whoever has left something behind goes on with it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from sqlalchemy import text
 
 from lastcall.errors import DatabaseAway
 from lastcall.listener import CANARY
 from models.changes import Changes
-from models.database import db, transaction
+from models.database import changed, db, transaction
 from models.login_session import note_seen
 from models.seen import Seen
 from models.shelves import mark_everyones_ends, mark_users_ends, read_shelves, take_the_expired_away
 from models.worker import WorkerWatch, observe_workers
 
 log = logging.getLogger("lastcall")
+Result = TypeVar("Result")
 
 TICK_S = 1.0
 CANARY_EVERY_S = 10
@@ -68,10 +73,11 @@ class Housekeeper:
             self._thread.join(3.0)
 
     def _run(self) -> None:
+        goes_on = True
         while not self._stopping.wait(TICK_S):
             try:
                 with self._context():
-                    self.tick()
+                    goes_on = self.tick(cleans=goes_on or self.is_on_duty())
             except DatabaseAway:
                 pass  # the listener says so, once
             except Exception:
@@ -84,18 +90,19 @@ class Housekeeper:
             except DatabaseAway:
                 pass
 
-    def tick(self) -> None:
+    def is_on_duty(self) -> bool:
+        """So often that of all processes one a second is."""
+        return random.random() * self._watch.number < 1  # noqa: S311
+
+    def tick(self, *, cleans: bool = True) -> bool:
+        """Returns whether there is more to clean."""
         fenced = observe_workers(self._watch)
         self._notice(fenced)
         seen = self._seen.take()
         if seen:
             note_seen(seen)
-        tasks: list[Callable[[], object]] = [partial(_send_canary, fenced), *_TASKS]
-        for task in tasks:
-            with transaction() as session:  # each its own: a log-out of everyone waits for one of them at most
-                if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
-                    return
-                task()
+        _alone(partial(_send_canary, fenced))
+        return cleans and _clean() >= BATCH
 
     def _notice(self, fenced: set[str]) -> None:
         if not self._changes.streams:
@@ -111,6 +118,26 @@ class Housekeeper:
         if workers != self._workers:
             self._workers = workers
             self._changes.note("workers")
+
+
+def _alone(task: Callable[[], Result]) -> Result | None:
+    """What the task returns; None where another process is at it."""
+    with transaction() as session:
+        if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
+            return None
+        return task()
+
+
+def _clean() -> int:
+    """Returns the most rows that one task has found. Each is a transaction of its own: a log-out of everyone waits for
+    one of them at most."""
+    most = 0
+    for task in _CLEANING:
+        done = _alone(task)
+        if done is None:
+            break
+        most = max(most, done)
+    return most
 
 
 def purge() -> dict[str, int]:
@@ -163,7 +190,7 @@ def _purge_sign_in_attempts() -> int:
             SELECT id FROM sign_in_attempts WHERE tried_at < statement_timestamp() - interval '1 hour' LIMIT :batch
         )
     """)
-    return int(db.session.execute(query, {"batch": BATCH}).rowcount)  # type: ignore[attr-defined]
+    return changed(query, {"batch": BATCH})
 
 
 def _purge_cutoffs() -> int:
@@ -227,7 +254,7 @@ def _send_canary(fenced: set[str]) -> None:
         )
 
 
-_TASKS: tuple[Callable[[], object], ...] = (
+_CLEANING: tuple[Callable[[], int], ...] = (
     partial(take_the_expired_away, BATCH),
     partial(mark_everyones_ends, BATCH),
     partial(mark_users_ends, BATCH),

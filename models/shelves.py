@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, func, not_, text
 
-from models.database import db
+from models.database import changed, db
 from models.login_session import IS_BEHIND, LoginSession
 from models.session_filter import Conditions, is_one_of
 
@@ -103,9 +103,9 @@ def _has_ended(shelves: Shelves) -> ColumnElement[bool] | None:
     return and_(is_one_of(shelves.users), IS_BEHIND) if len(shelves.users) <= MOST_USERS else IS_BEHIND
 
 
-def take_the_expired_away(at_most: int) -> None:
-    """To the shelf of the lapsed. Within a transaction under way, as all that follows."""
-    db.session.execute(
+def take_the_expired_away(at_most: int) -> int:
+    """To the shelf of the lapsed. Returns how many, and is within a transaction under way, as all that follows."""
+    return changed(
         text("""
             UPDATE login_sessions SET lapsed = TRUE WHERE id IN (
                 SELECT id FROM login_sessions
@@ -117,9 +117,9 @@ def take_the_expired_away(at_most: int) -> None:
     )
 
 
-def mark_everyones_ends(at_most: int) -> None:
+def mark_everyones_ends(at_most: int) -> int:
     """Mark rows that a log-out of everyone has ended: they count as ended already, this says why."""
-    db.session.execute(
+    return changed(
         text("""
             UPDATE login_sessions AS s SET
                 ended_at = coalesce(r.created_at, clock_timestamp()), ended_scope = 'everyone',
@@ -137,10 +137,10 @@ def mark_everyones_ends(at_most: int) -> None:
     )
 
 
-def mark_users_ends(at_most: int) -> None:
+def mark_users_ends(at_most: int) -> int:
     """The same for users; after a minute nobody is left who signed in while it happened. Whoever holds a row is not
     waited for: two who end sessions at once would deadlock."""
-    db.session.execute(
+    marked = changed(
         text("""
             UPDATE login_sessions AS s SET
                 ended_at = why.ended_at, ended_scope = 'user', ended_by = why.ended_by, end_reason = why.end_reason
@@ -167,3 +167,4 @@ def mark_users_ends(at_most: int) -> None:
             )
         """)
     )
+    return marked

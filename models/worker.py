@@ -96,6 +96,11 @@ class WorkerWatch:
         since_ns = self._incarnation[1]
         return since_ns == 0 or asked_ns - since_ns > (self._longest_lease_s + MARGIN_S) * 1e9
 
+    @property
+    def number(self) -> int:
+        """How many workers there were at the last reading, services' too."""
+        return len(self._seen)
+
     def unmoved_for_s(self, worker_id: str) -> float:
         """For how long the row has not moved before our eyes (seconds)."""
         _, since_ns = self._seen.get(worker_id, (0, boottime_ns()))

@@ -232,6 +232,32 @@ def test_an_expired_session_is_so_at_once_and_its_row_follows(psql: psycopg.Conn
     assert [item.ended_at for item in list_sessions(SessionFilter(state="expired")).items] == [None]
 
 
+def test_whoever_cleans_goes_on_until_nothing_is_left(psql: psycopg.Connection, server: Server) -> None:
+    add_many(psql, add_user(psql, "ann"), housekeeping.BATCH + 1)
+    psql.execute("UPDATE login_sessions SET expires_at = now()")
+
+    def waiting() -> int:
+        return int(one(psql, "SELECT count(*) FROM login_sessions WHERE shelf = 0"))
+
+    assert (server.housekeeper.tick(cleans=False), waiting()) == (False, housekeeping.BATCH + 1)
+    assert (server.housekeeper.tick(), waiting()) == (True, 1)
+    assert (server.housekeeper.tick(), waiting()) == (False, 0)
+
+
+def test_one_of_all_processes_a_second_cleans(server: Server, psql: psycopg.Connection) -> None:
+    def cleaning() -> int:
+        return sum(server.housekeeper.is_on_duty() for _ in range(2000))
+
+    server.housekeeper.tick()
+    assert (one(psql, "SELECT count(*) FROM workers"), cleaning()) == (1, 2000)
+    psql.execute(
+        "INSERT INTO workers (id, service, host, pid, lease_s)"
+        " SELECT gen_random_uuid(), 'lastcall', 'x', 1, 60 FROM generate_series(2, 4)"
+    )
+    server.housekeeper.tick()
+    assert 300 < cleaning() < 700
+
+
 @pytest.mark.parametrize("act", ["user", "everyone"])
 @pytest.mark.parametrize("noted", [True, False])
 def test_a_session_that_has_expired_counts_as_ended_once_its_user_is_out(
