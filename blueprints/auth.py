@@ -11,7 +11,7 @@ from blueprints.problems import not_confirmed
 from blueprints.receipts import wait_until_in_force
 from blueprints.server import actor, client_of_request, own_id, own_session_id, server
 from blueprints.shapes import Me, OwnSession, PasswordChange, Refresh, SignIn, TokensAnswer
-from lastcall.flask import current_claims, lastcall_of_app, require_token
+from lastcall.flask import check_request, current_claims, require_token
 from models import force_logout, sign_in
 
 bp = Blueprint("auth", __name__, url_prefix=API + "/auth")
@@ -51,7 +51,7 @@ def logout() -> Response:
 @operation("Who am I: the protected resource to try a token on", answers={200: Me})
 def me() -> Response:
     """Answered from the token alone: no query."""
-    claims = lastcall_of_app().check_request()  # an attribute of current_claims asks for it again and again
+    claims = check_request()  # an attribute of current_claims asks for it again and again
     signed_in_at = datetime.fromtimestamp(claims.auth_time, UTC) if claims.auth_time is not None else None
     session = OwnSession(
         session_id=claims.sid,

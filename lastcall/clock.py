@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boottime_ns() -> int:
-    """Nanoseconds since some fixed moment (CLOCK_BOOTTIME, clock_gettime(2); elsewhere CLOCK_MONOTONIC)."""
-    return time.clock_gettime_ns(_CLOCK)
+boottime_ns: Callable[[], int] = partial(time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Nanoseconds since some fixed moment (CLOCK_BOOTTIME, clock_gettime(2); elsewhere CLOCK_MONOTONIC)."""

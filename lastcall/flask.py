@@ -10,9 +10,9 @@ def invoices():
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from flask import Flask, Request, Response, json, request
 from flask.ctx import AppContext
@@ -26,6 +26,9 @@ from lastcall.errors import CutoffsStale, LastcallError, Malformed, Missing, Tok
 from lastcall.guard import Guard
 from lastcall.listener import CutoffListener
 from lastcall.tokens import KeyRing
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,16 +86,30 @@ class Lastcall:
 
     def init_app(self, app: Flask) -> None:
         app.extensions["lastcall"] = self
-        app.before_request(self.listener.ensure_running)
+        app.wsgi_app = self._listening(app.wsgi_app)  # type: ignore[method-assign, assignment]
         app.register_error_handler(LastcallError, problem_response)
 
-    def check_request(self) -> Claims:
-        """The claims of the request's bearer token, checked once a request. Raises what `Guard.check` raises."""
-        held = _current_context().g
-        claims: Claims | None = held.get("lastcall_claims")
-        if claims is None:
-            claims = held.lastcall_claims = self.guard.check(bearer_token())
-        return claims
+    def _listening(self, wsgi_app: WSGIApplication) -> WSGIApplication:
+        """With the first request the listener starts, also in a fork. Through Flask, `before_request`, to ask for it
+        would take as long as the check."""
+        ensure_running = self.listener.ensure_running
+
+        def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            ensure_running()
+            return wsgi_app(environ, start_response)
+
+        return application
+
+
+def check_request() -> Claims:
+    """The claims of the request's bearer token, checked once a request. Raises what `Guard.check` raises."""
+    context = _current_context()
+    held = vars(context.g)  # each function of `g` is another call, for each request
+    claims: Claims | None = held.get("lastcall_claims")
+    if claims is None:
+        lastcall: Lastcall = context.app.extensions["lastcall"]
+        claims = held["lastcall_claims"] = lastcall.guard.check(bearer_token())
+    return claims
 
 
 def bearer_token() -> str:
@@ -113,7 +130,7 @@ def lastcall_of_app() -> Lastcall:
     return lastcall
 
 
-current_claims = cast(Claims, LocalProxy(lambda: lastcall_of_app().check_request()))
+current_claims = cast(Claims, LocalProxy(check_request))
 """The claims of the current request's token."""
 
 
@@ -122,7 +139,7 @@ def require_token(view: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(view)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        lastcall_of_app().check_request()
+        check_request()
         return view(*args, **kwargs)
 
     cast(Any, guarded).is_guarded = True
@@ -135,7 +152,7 @@ def require_role(role: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not lastcall_of_app().check_request().has_role(role):
+            if not check_request().has_role(role):
                 raise RoleMissing
             return view(*args, **kwargs)
 
