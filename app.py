@@ -135,7 +135,7 @@ def _note_sightings(app: Flask, server: Server) -> None:
     def note(response: Response) -> Response:
         claims = g.get("lastcall_claims")
         if claims is not None and claims.sid is not None:
-            server.seen.note(claims.sid, address_of_request())
+            server.seen.note(claims.sid, address_of_request)
         return response
 
 
@@ -164,9 +164,7 @@ def _add_security_headers(app: Flask) -> None:
 
     @app.after_request
     def protect(response: Response) -> ResponseReturnValue:
-        for name, value in headers.items():
-            if name not in response.headers:
-                response.headers.add(name, value)
+        response.headers.extend(headers)  # no view sets any of them
         if request.is_secure:
             response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
         return response

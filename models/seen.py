@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from lastcall.claims import is_uuid
@@ -17,12 +18,13 @@ class Seen:
         self._quiet_until_ns: dict[str, int] = {}
         self._waiting: dict[str, tuple[str, str | None, datetime]] = {}
 
-    def note(self, session_id: str, ip: str | None) -> None:
+    def note(self, session_id: str, ip: Callable[[], str | None]) -> None:
+        """`ip` tells where from, and is asked only when it is to be written."""
         now_ns = boottime_ns()
         # What is no id of a session (a token that was minted elsewhere) would spoil the statement for all others.
         if self._quiet_until_ns.get(session_id, 0) <= now_ns and is_uuid(session_id):
             self._quiet_until_ns[session_id] = now_ns + QUIET_NS
-            self._waiting[session_id] = (session_id, ip, datetime.now(UTC))
+            self._waiting[session_id] = (session_id, ip(), datetime.now(UTC))
 
     def take(self) -> list[tuple[str, str | None, datetime]]:
         waiting, self._waiting = self._waiting, {}

@@ -9,7 +9,12 @@ import pytest
 from models import seen as seen_module
 from models.seen import QUIET_NS, Seen
 
+
 S1, S2 = "00000000-0000-4000-8000-0000000000a1", "00000000-0000-4000-8000-0000000000a2"
+
+
+def nowhere() -> None:
+    """The address of a request that has none."""
 
 
 @pytest.fixture
@@ -25,7 +30,7 @@ def ids(seen: Seen) -> list[str]:
 
 def test_a_sighting_has_the_session_the_address_and_an_aware_time(clock: list[int]) -> None:
     seen = Seen()
-    seen.note(S1, "192.0.2.1")
+    seen.note(S1, lambda: "192.0.2.1")
     [(session_id, ip, at)] = seen.take()
     assert (session_id, ip, at.tzinfo) == (S1, "192.0.2.1", UTC)
 
@@ -33,26 +38,26 @@ def test_a_sighting_has_the_session_the_address_and_an_aware_time(clock: list[in
 def test_a_session_is_written_once_a_minute_at_most(clock: list[int]) -> None:
     seen = Seen()
     for _ in range(1000):
-        seen.note(S1, None)
+        seen.note(S1, nowhere)
     assert ids(seen) == [S1]
     clock[0] += QUIET_NS - 1
-    seen.note(S1, None)
+    seen.note(S1, nowhere)
     assert ids(seen) == []
     clock[0] += 1
-    seen.note(S1, None)
+    seen.note(S1, nowhere)
     assert ids(seen) == [S1]
 
 
 def test_each_session_has_a_minute_of_its_own(clock: list[int]) -> None:
     seen = Seen()
-    seen.note(S1, None)
-    seen.note(S2, None)
+    seen.note(S1, nowhere)
+    seen.note(S2, nowhere)
     assert ids(seen) == [S1, S2]
 
 
 def test_what_was_taken_is_not_handed_over_again(clock: list[int]) -> None:
     seen = Seen()
-    seen.note(S1, None)
+    seen.note(S1, nowhere)
     seen.take()
     assert seen.take() == []
 
@@ -60,7 +65,7 @@ def test_what_was_taken_is_not_handed_over_again(clock: list[int]) -> None:
 def test_the_memory_is_bounded(clock: list[int]) -> None:
     seen = Seen()
     for i in range(100_001):
-        seen.note(f"00000000-0000-4000-8000-{i:012}", None)
+        seen.note(f"00000000-0000-4000-8000-{i:012}", nowhere)
     assert len(seen.take()) == 100_001
     assert len(seen._quiet_until_ns) == 0
 
@@ -69,6 +74,6 @@ def test_the_memory_is_bounded(clock: list[int]) -> None:
 def test_what_is_no_id_of_a_session_is_not_noted(clock: list[int], sid: str) -> None:
     """One of them in the statement would spoil it for all others."""
     seen = Seen()
-    seen.note(sid, None)
-    seen.note(S2, None)
+    seen.note(sid, nowhere)
+    seen.note(S2, nowhere)
     assert ids(seen) == [S2]
