@@ -39,7 +39,7 @@ from models.housekeeping import Housekeeper
 from models.patience import Patience
 from models.seen import Seen
 from models.user import ensure_first_admin
-from models.worker import WorkerWatch
+from models.worker import SERVER, WorkerWatch
 from settings import Settings
 
 LARGEST_BODY = 64 * 1024
@@ -117,7 +117,7 @@ def _server(app: Flask, settings: Settings) -> Server:
         lease_s=settings.lease,
         longest_lifetime_s=settings.longest_lifetime,
         stale=settings.stale,
-        service="lastcall",
+        service=SERVER,
         version=lastcall.__version__,
         on_change=lambda: changes.note("revocation"),
     )

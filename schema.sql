@@ -310,7 +310,9 @@ BEGIN
         LIMIT 20 FOR UPDATE SKIP LOCKED
     ) AS old
     WHERE s.id = old.id;
-    PERFORM write_history('user', cut_user::text, name, new_cause, ended);
+    IF said('revocation_id') IS NULL THEN
+        PERFORM write_history('user', cut_user::text, name, new_cause, ended);
+    END IF;
 END
 $$;
 

@@ -176,7 +176,7 @@ class Site:
         return str(made.json["user_id"])
 
     def _all_of_it_while_it_purges(self, names: list[str]) -> None:
-        """While the housekeeping deletes sessions that have been over for long: each worker a thousand a second."""
+        """While the housekeeping deletes sessions that have been over for long, a thousand a second or more."""
         crowd.add_sessions(self._psql, [self._make_user("long ago")], LONG_OVER, begun_days=45)
         for _ in range(ROUNDS * self._each):
             self._ask("no filter, while it purges", "GET", LIST)

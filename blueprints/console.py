@@ -57,7 +57,8 @@ class Proof(Given):
 
 
 class ConsoleCookie(SecureCookieSessionInterface):
-    """The cookie is the console's alone: outside of it none is read or set."""
+    """The cookie is the console's alone: outside of it none is read, and who sets something in `session` there gets an
+    error that speaks of a secret key."""
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         return super().open_session(app, request) if request.path.startswith("/console/") else None

@@ -19,10 +19,19 @@ FAST_CLOCK_S = 60
 """How fast an issuer's clock may be (seconds)."""
 LOOK_S = 0.1
 """How long a check waits at most for a look of the listener (seconds): past it, the lease alone decides."""
-# Of a token: quicker in a request than SHA-256 (docs/decisions/0015). A Python in FIPS mode has none.
-_hash: Callable[[bytes], Any] = (
-    partial(hashlib.blake2b, digest_size=32) if hasattr(hashlib, "blake2b") else hashlib.sha256
-)
+
+
+def hash_function() -> Callable[[bytes], Any]:
+    """For tokens. In a request BLAKE2b is quicker (docs/decisions/0015); a Python in FIPS mode has none, or refuses."""
+    quicker = partial(hashlib.blake2b, digest_size=32) if hasattr(hashlib, "blake2b") else hashlib.sha256
+    try:
+        quicker(b"")
+    except ValueError:
+        return hashlib.sha256
+    return quicker
+
+
+_hash = hash_function()
 
 
 class Answers(Protocol):

@@ -175,7 +175,7 @@ def apply_schema(url: str) -> None:
 
 
 def expected_rows(query: Select[Any] | CompoundSelect[Any]) -> int:
-    """How many rows the planner expects of a query. Within a transaction under way."""
+    """How many rows the planner expects of a query of one column. Within a transaction under way."""
     plan = db.session.execute(query, execution_options={_EXPLAIN: True}).scalar()
     return int(plan[0]["Plan"]["Plan Rows"]) if plan else 0
 

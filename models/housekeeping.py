@@ -3,7 +3,7 @@
 Each process: watch the workers' leases, write what was seen, notice sign-ins for the event streams.
 One of all:   send the canary; and clean: take what has expired or ended to its shelf, purge what is over.
 
-One process a second cleans, by chance, however many there are; and whoever has left something behind goes on with it.
+One process a second cleans, by chance, however many there are; and whoever may have left something behind goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from models.database import changed, db, transaction
 from models.login_session import note_seen
 from models.seen import Seen
 from models.shelves import mark_everyones_ends, mark_users_ends, read_shelves, take_the_expired_away
-from models.worker import WorkerWatch, observe_workers
+from models.worker import WorkerWatch, count_servers, observe_workers
 
 log = logging.getLogger("lastcall")
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ ALARM_AFTER_S = 5
 """Longer than a lease, so that a worker which stopped or was paused has been fenced by then (seconds)."""
 KEEP_SESSIONS_DAYS = 30
 BATCH = 1000
-_LOCK = 7_530_004
+_CLEANING_LOCK, _CANARY_LOCK = 7_530_004, 7_530_006
 # Cutoffs come from another region (docs/scaling.md), which purges them and sends its own canary. A row that was purged
 # here alone would be missing when it is raised there, and PostgreSQL skips an update whose row it does not find.
 _FROM_ANOTHER_REGION = "EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = 'cutoffs'::regclass)"
@@ -91,18 +91,18 @@ class Housekeeper:
                 pass
 
     def is_on_duty(self) -> bool:
-        """So often that of all processes one a second is."""
-        return random.random() * self._watch.number < 1  # noqa: S311
+        """So often that of all the server's processes one a second is."""
+        return random.random() * count_servers() < 1  # noqa: S311
 
     def tick(self, *, cleans: bool = True) -> bool:
-        """Returns whether there is more to clean."""
+        """Returns whether there may be more to clean."""
         fenced = observe_workers(self._watch)
         self._notice(fenced)
         seen = self._seen.take()
         if seen:
             note_seen(seen)
-        _alone(partial(_send_canary, fenced))
-        return cleans and _clean() >= BATCH
+        _alone(_CANARY_LOCK, partial(_send_canary, fenced))
+        return cleans and _clean()
 
     def _notice(self, fenced: set[str]) -> None:
         if not self._changes.streams:
@@ -120,24 +120,19 @@ class Housekeeper:
             self._changes.note("workers")
 
 
-def _alone(task: Callable[[], Result]) -> Result | None:
+def _alone(lock: int, task: Callable[[], Result]) -> Result | None:
     """What the task returns; None where another process is at it."""
     with transaction() as session:
-        if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
+        if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": lock}):
             return None
         return task()
 
 
-def _clean() -> int:
-    """Returns the most rows that one task has found. Each is a transaction of its own: a log-out of everyone waits for
-    one of them at most."""
-    most = 0
-    for task in _CLEANING:
-        done = _alone(task)
-        if done is None:
-            break
-        most = max(most, done)
-    return most
+def _clean() -> bool:
+    """Returns whether there may be more. Each task is a transaction of its own: a log-out of everyone waits for one of
+    them at most."""
+    done = [_alone(_CLEANING_LOCK, task) for task in _CLEANING]
+    return any(count is None or count >= BATCH for count in done)
 
 
 def purge() -> dict[str, int]:
@@ -145,7 +140,7 @@ def purge() -> dict[str, int]:
     gone: dict[str, int] = {}
     while True:
         with transaction() as session:
-            session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CLEANING_LOCK})
             batch = purge_once()
         for table, count in batch.items():
             gone[table] = gone.get(table, 0) + count

@@ -16,6 +16,8 @@ MARGIN_S = 0.25
 """Added to every lease before anyone counts on its end (seconds)."""
 FORGET_AFTER_S = 30.0
 """A row whose lease has not moved for so long is deleted: the process is gone (seconds)."""
+SERVER = "lastcall"
+"""The service of the server's own workers; others have their own names."""
 _READ_WORKERS = text("SELECT * FROM read_workers(CAST(:position AS text)::xid8, :within_ms)")
 
 
@@ -96,11 +98,6 @@ class WorkerWatch:
         since_ns = self._incarnation[1]
         return since_ns == 0 or asked_ns - since_ns > (self._longest_lease_s + MARGIN_S) * 1e9
 
-    @property
-    def number(self) -> int:
-        """How many workers there were at the last reading, services' too."""
-        return len(self._seen)
-
     def unmoved_for_s(self, worker_id: str) -> float:
         """For how long the row has not moved before our eyes (seconds)."""
         _, since_ns = self._seen.get(worker_id, (0, boottime_ns()))
@@ -138,6 +135,13 @@ def observe_workers(watch: WorkerWatch) -> set[str]:
                     {"id": row.id, "renewals": row.renewals},
                 )
     return fenced
+
+
+def count_servers() -> int:
+    """How many of the workers are the server's own processes."""
+    with each_alone() as session:
+        query = text("SELECT count(*) FROM workers WHERE service = :service")
+        return int(session.scalar(query, {"service": SERVER}) or 0)
 
 
 def list_workers(fenced: set[str]) -> list[WorkerFacts]:

@@ -51,7 +51,7 @@ def environment_of_the_service(url_of_the_role: str, server: Server, monkeypatch
 def example(environment_of_the_service: None) -> Iterator[Flask]:
     app = create_app()
     extension: Lastcall = app.extensions["lastcall"]
-    extension.listener.ensure_running()
+    app.test_client().get("/invoices")  # with the first request the listener starts
     assert extension.listener.wait_until_live()
     yield app
     extension.listener.stop()

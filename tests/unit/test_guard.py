@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -238,3 +239,24 @@ def test_a_foreign_token_that_a_cutoff_covers_is_refused_without_asking() -> Non
     with pytest.raises(Revoked):
         guard.check(token(**FOREIGN))
     assert asked == []
+
+
+def blake2b_is_blocked(*_: Any, **__: Any) -> None:
+    raise ValueError("unsupported hash type blake2b (in FIPS mode)")
+
+
+@pytest.mark.parametrize("in_fips_mode", [False, True])
+def test_a_token_is_remembered_by_a_hash_of_256_bits_also_in_fips_mode(
+    monkeypatch: pytest.MonkeyPatch, in_fips_mode: bool
+) -> None:
+    if in_fips_mode:
+        monkeypatch.setattr(hashlib, "blake2b", blake2b_is_blocked)
+    found = guard_module.hash_function()(b"a token").digest()
+    assert (
+        found == (hashlib.sha256(b"a token") if in_fips_mode else hashlib.blake2b(b"a token", digest_size=32)).digest()
+    )
+
+
+def test_where_python_has_no_blake2_at_all_it_is_sha_256(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(hashlib, "blake2b")
+    assert guard_module.hash_function() is hashlib.sha256

@@ -9,7 +9,6 @@ import pytest
 from models import seen as seen_module
 from models.seen import QUIET_NS, Seen
 
-
 S1, S2 = "00000000-0000-4000-8000-0000000000a1", "00000000-0000-4000-8000-0000000000a2"
 
 
