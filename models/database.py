@@ -21,6 +21,7 @@ from models.patience import POOL_S, Patience
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 _SCHEMA_LOCK = 7_530_001
+_DEADLOCKS = 5
 _EXPLAIN = "lastcall_explain"
 
 
@@ -163,7 +164,17 @@ def _means_away(error: BaseException | None) -> bool:
 
 
 def apply_schema(url: str) -> None:
-    """Apply schema.sql, idempotently; two at once take turns. Raises psycopg.Error."""
+    """Apply schema.sql, idempotently; two at once take turns. Workers that are at work lock the same tables, in another
+    order: whoever meets one in a deadlock begins anew. Raises psycopg.Error."""
+    for _ in range(_DEADLOCKS):
+        try:
+            return _apply_schema(url)
+        except psycopg.errors.DeadlockDetected:
+            pass  # PostgreSQL has taken a second to find it
+    return _apply_schema(url)
+
+
+def _apply_schema(url: str) -> None:
     with psycopg.connect(url, connect_timeout=5) as connection:
         if connection.info.server_version < 150000:
             raise psycopg.NotSupportedError(

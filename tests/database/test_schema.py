@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -43,6 +45,30 @@ def test_applying_the_schema_again_changes_nothing(psql: psycopg.Connection, dat
     apply_schema(database_url)
     apply_schema(database_url)
     assert (objects(psql), rows(psql)) == before
+
+
+def test_whoever_applies_it_meets_a_worker_in_a_deadlock_and_begins_anew(
+    psql: psycopg.Connection, database_url: str
+) -> None:
+    before = objects(psql)
+    with psycopg.connect(database_url) as worker, ThreadPoolExecutor(1) as threads:
+        worker.execute("SET deadlock_timeout = '30s'")  # the other one finds it, and is given up
+        worker.execute("LOCK TABLE sign_in_attempts IN ROW EXCLUSIVE MODE")
+        applied = threads.submit(apply_schema, database_url)
+        until(
+            psql, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'sign_in_attempts'::regclass AND NOT granted)"
+        )
+        worker.execute("LOCK TABLE users IN ROW EXCLUSIVE MODE")
+        worker.commit()
+        applied.result(30)
+    assert objects(psql) == before
+
+
+def until(psql: psycopg.Connection, query: LiteralString) -> None:
+    deadline_s = time.monotonic() + 20
+    while not one(psql, query):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def test_a_database_from_before_the_shelves_gets_them(psql: psycopg.Connection, database_url: str) -> None:
