@@ -23,10 +23,10 @@ LOOK_S = 0.1
 
 def hash_function() -> Callable[[bytes], Any]:
     """For tokens. In a request BLAKE2b is quicker (docs/decisions/0015); a Python in FIPS mode has none, or refuses."""
-    quicker = partial(hashlib.blake2b, digest_size=32) if hasattr(hashlib, "blake2b") else hashlib.sha256
     try:
+        quicker = partial(hashlib.blake2b, digest_size=32)
         quicker(b"")
-    except ValueError:
+    except (AttributeError, ValueError):
         return hashlib.sha256
     return quicker
 

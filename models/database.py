@@ -197,7 +197,7 @@ def _explain(_connection: Any, _cursor: Any, statement: str, parameters: Any, co
     return "EXPLAIN (FORMAT JSON) " + statement if explains else statement, parameters
 
 
-def changed(statement: Executable, values: dict[str, Any]) -> int:
+def changed(statement: Executable, values: dict[str, Any] | None = None) -> int:
     """How many rows a statement has changed. Within a transaction under way."""
     return int(db.session.execute(statement, values).rowcount)  # type: ignore[attr-defined]
 

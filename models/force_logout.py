@@ -19,7 +19,7 @@ from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
 from lastcall.listener import CHANNEL
 from models.audit import Actor
-from models.database import db, durably, expected_rows, say_durably, transaction
+from models.database import changed, db, durably, expected_rows, say_durably, transaction
 from models.errors import NotFound
 from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
@@ -265,7 +265,7 @@ def _begin(actor: Actor, cause: str) -> UUID:
 
 
 def _end_rows(actor: Actor, cause: str, which: object) -> int:
-    ended = db.session.execute(
+    return changed(
         update(LoginSession)
         .where(which, LoginSession.ended_at.is_(None))  # type: ignore[arg-type]
         .values(
@@ -276,7 +276,6 @@ def _end_rows(actor: Actor, cause: str, which: object) -> int:
         )
         .execution_options(synchronize_session=False)
     )
-    return int(ended.rowcount)  # type: ignore[attr-defined]
 
 
 def _finish(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +11,7 @@ from flask.testing import FlaskClient
 
 from models.database import SCHEMA, apply_schema
 from tests.actors import Actor
-from tests.database.conftest import add_session, add_user, all_at_once, one
+from tests.database.conftest import add_session, add_user, all_at_once, one, wait_until
 from tools.postgres import EmbeddedPostgres
 
 OBJECTS = """
@@ -55,20 +54,12 @@ def test_whoever_applies_it_meets_a_worker_in_a_deadlock_and_begins_anew(
         worker.execute("SET deadlock_timeout = '30s'")  # the other one finds it, and is given up
         worker.execute("LOCK TABLE sign_in_attempts IN ROW EXCLUSIVE MODE")
         applied = threads.submit(apply_schema, database_url)
-        until(
-            psql, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'sign_in_attempts'::regclass AND NOT granted)"
-        )
+        waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'sign_in_attempts'::regclass AND NOT granted)"
+        wait_until(lambda: one(psql, waits), "the schema waits for the worker")
         worker.execute("LOCK TABLE users IN ROW EXCLUSIVE MODE")
         worker.commit()
         applied.result(30)
     assert objects(psql) == before
-
-
-def until(psql: psycopg.Connection, query: LiteralString) -> None:
-    deadline_s = time.monotonic() + 20
-    while not one(psql, query):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def test_a_database_from_before_the_shelves_gets_them(psql: psycopg.Connection, database_url: str) -> None:
