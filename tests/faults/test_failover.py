@@ -168,11 +168,16 @@ def test_a_synchronous_standby_is_away(
 
 
 def is_written(bench: Bench, token: Token) -> bool:
-    """Whether a force logout that nobody has promised anything about was committed."""
+    """Whether a force logout that nobody has promised anything about was committed.
+
+    The generation tells: a session's row is marked later where somebody held it (here the note of when it was last
+    seen, which waited for the standby as well).
+    """
     with bench.psql() as psql:
         # Each session of a new victim is his newest.
         query = (
-            "SELECT ended_at IS NOT NULL FROM login_sessions WHERE user_id::text = %s ORDER BY created_at DESC LIMIT 1"
+            "SELECT s.user_gen < u.gen FROM login_sessions AS s JOIN users AS u ON u.id = s.user_id"
+            " WHERE u.id::text = %s ORDER BY s.created_at DESC LIMIT 1"
         )
         return psql.execute(query, (bench.user_ids[token.subject],)).fetchone() == (True,)
 
