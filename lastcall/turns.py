@@ -15,14 +15,15 @@ QUICK_S = 0.00005
 """How long a busy thread may keep the interpreter while an answer of the database is waited for (seconds)."""
 SHORT_S = 0.0002
 """And while a NOTIFY is waited for beside busy threads (seconds)."""
-LATE = 0.4
-"""A wait that ends so much of a switch interval late had to wait for the interpreter."""
-OFTEN, AGAIN = 8, 2
+LATE = 0.8
+"""A wait that ends so much of a switch interval late had to wait for the interpreter beside a thread that does not let
+go of it. (All of one, but libpq's waits end a little early.)"""
+OFTEN = 8
 """So many more late ones than others are a busy thread: among requests, which let go of the interpreter soon, that
-hardly comes. Where there was a busy thread, `AGAIN` late ones tell that there still is."""
-USUAL_WAIT_S, SOON_S = 0.25, 0.01
-FOR_S = 30.0
-"""After that it is tried whether it is needed any longer (seconds)."""
+hardly comes. Where there may have been one all along, the first late one tells that there is."""
+USUAL_WAIT_S, SOON_S = 0.25, 0.002
+AT_FIRST_S, FOR_S = 10.0, 30.0
+"""After that it is tried whether it is needed (seconds): soon at first, later twice as late each time it was."""
 
 
 @contextmanager
@@ -50,13 +51,13 @@ class Turns:
         self._late = 0
         self._usual_s: float | None = None
         """The switch interval as it was, while ours is in force (seconds)."""
-        self._until_s = 0.0
+        self._until_s, self._for_s = 0.0, AT_FIRST_S
 
     def begin(self) -> None:
-        """A short one until it is known whether it is needed; one that is short already stays as it is."""
+        """A short one until it is tried whether it is needed; one that is short already stays as it is."""
         self._late, interval_s = 0, sys.getswitchinterval()
         if interval_s > 2 * SHORT_S:
-            self._usual_s, self._until_s = interval_s, time.monotonic() + FOR_S
+            self._usual_s, self._until_s = interval_s, time.monotonic() + self._for_s
             sys.setswitchinterval(SHORT_S)
 
     def wait(self, most_s: float, wait: Callable[[float], bool]) -> bool:
@@ -79,10 +80,11 @@ class Turns:
         if self._usual_s is not None:
             if time.monotonic() > self._until_s:
                 self.end()
-                self._late = OFTEN - AGAIN
+                self._late = OFTEN - 1
             return
         interval_s = sys.getswitchinterval()
         is_late = late_s > LATE * interval_s and interval_s > 2 * SHORT_S
         self._late = self._late + 1 if is_late else max(0, self._late - 1)
         if self._late >= OFTEN:
+            self._for_s = min(2 * self._for_s, FOR_S)
             self.begin()
