@@ -85,7 +85,7 @@ def _section(name: str, result: dict[str, object]) -> list[str]:
 
 
 def _circumstances() -> str:
-    """With how quick the machine was just now: two runs can be compared by ratios, and by times only where that agrees."""
+    """With how quick the machine was just now: times of two runs can be compared only where that agrees."""
     day, cores = time.strftime("%Y-%m-%d"), f"{os.cpu_count()} cores, {platform.machine()}"
     loop_ms = min(timeit.repeat("for _ in range(1_000_000): pass", number=1)) * 1000
     return f"Run on {day}: {cores}, Python {platform.python_version()}, {loop_ms:.0f} ms for a loop of a million steps."
