@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from lastcall import statements
 from lastcall.ask import hang_up
@@ -375,6 +376,8 @@ class CutoffListener:
             self._end_what_is_in_doubt(connection)
         else:
             self._load(connection)
+        if connection.info.transaction_status is not TransactionStatus.IDLE:
+            raise Unsuitable("a transaction is open on the listener's connection: others do not see what it renews")
 
     def _load(self, connection: psycopg.Connection) -> None:
         """Read everything, in pieces: a million cutoffs are no silence, and use up no lease. The round that follows

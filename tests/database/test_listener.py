@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from lastcall.claims import Claims
 from lastcall.cutoffs import Cutoff, Cutoffs
@@ -297,6 +298,33 @@ def test_a_position_that_goes_backwards_fences_reads_all_anew_and_lowers_nothing
     assert "BACK in time" in caplog.text
     catch_up()
     assert cutoffs.everyone_gen > everyone_gen, "every token of the time in doubt is refused"
+
+
+def test_a_renewal_that_is_not_committed_counts_for_nothing(
+    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Cutoffs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would take the worker for fenced, while it trusts its memory."""
+    confirm, renew_lease = listener._confirm, cutoffs.renew_lease
+    begun, trusted = threading.Event(), []
+
+    def confirm_and_begin(connection: psycopg.Connection, position: str) -> None:
+        confirm(connection, position)
+        if not begun.is_set():
+            connection.execute("BEGIN")
+            begun.set()
+
+    def note_and_renew(until_ns: int) -> None:
+        assert listener._connection is not None
+        trusted.append(listener._connection.info.transaction_status)
+        renew_lease(until_ns)
+
+    monkeypatch.setattr(listener, "_confirm", confirm_and_begin)
+    assert begun.wait(DEADLINE_S)
+    monkeypatch.setattr(cutoffs, "renew_lease", note_and_renew)
+    begun_at = one(psql, "SELECT clock_timestamp()")
+    wait_until(lambda: one(psql, "SELECT max(renewed_at) FROM workers") > begun_at, "it renews its row again")
+    wait_until(lambda: trusted, "it trusts its memory again")
+    assert set(trusted) == {TransactionStatus.IDLE}
 
 
 def test_the_canary_is_refused_and_noted(psql: psycopg.Connection, listener: CutoffListener, heard: Heard) -> None:
