@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+
+from psycopg.pq import TransactionStatus
 
 from lastcall import listener as listener_module
 from lastcall.cutoffs import Cutoff, Cutoffs
@@ -67,6 +70,7 @@ class PlayedDatabase:
         self.lease_at: dict[str, int] = {}
         self.prepared = listener_module._READ_NEW
         self.fetched = False
+        self.info = SimpleNamespace(transaction_status=TransactionStatus.IDLE)
 
     def execute(self, query: str, parameters: Any = ()) -> Answer:
         step = next((step for part, step in STATEMENTS.items() if part in query), "")
@@ -116,7 +120,11 @@ class PlayedDatabase:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         self.log.append("begin")
-        yield
+        self.info.transaction_status = TransactionStatus.INTRANS
+        try:
+            yield
+        finally:
+            self.info.transaction_status = TransactionStatus.IDLE
         self.log.append("commit")
 
     def notifies(self, *, timeout: float, stop_after: int | None = None) -> Iterator[str]:
