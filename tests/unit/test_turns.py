@@ -82,7 +82,7 @@ def test_one_late_turn_makes_the_next_waits_short_so_that_it_is_known_soon(playe
 def test_among_requests_that_let_go_of_the_interpreter_soon_nothing_is_shortened(played: PlayedTime) -> None:
     turns = Turns()
     for _ in range(200):
-        waits(turns, played, 0.0037, 2)  # four of ten, as seen with more workers than processors
+        waits(turns, played, 0.0041, 2)  # four of ten, as seen with more workers than processors
         waits(turns, played, 0.0009, 3)
     assert interval_s() == USUAL_S
 
