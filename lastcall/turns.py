@@ -22,8 +22,8 @@ OFTEN = 8
 """So many more late ones than others are a busy thread: among requests, which let go of the interpreter soon, that
 hardly comes. Where there may have been one all along, the first late one tells that there is."""
 USUAL_WAIT_S, SOON_S = 0.25, 0.002
-AT_FIRST_S, FOR_S = 10.0, 30.0
-"""After that it is tried whether it is needed (seconds): soon at first, later twice as late each time it was."""
+FOR_S = 10.0
+"""After that it is tried whether it is needed (seconds)."""
 
 
 @contextmanager
@@ -51,13 +51,13 @@ class Turns:
         self._late = 0
         self._usual_s: float | None = None
         """The switch interval as it was, while ours is in force (seconds)."""
-        self._until_s, self._for_s = 0.0, AT_FIRST_S
+        self._until_s = 0.0
 
     def begin(self) -> None:
         """A short one until it is tried whether it is needed; one that is short already stays as it is."""
         self._late, interval_s = 0, sys.getswitchinterval()
         if interval_s > 2 * SHORT_S:
-            self._usual_s, self._until_s = interval_s, time.monotonic() + self._for_s
+            self._usual_s, self._until_s = interval_s, time.monotonic() + FOR_S
             sys.setswitchinterval(SHORT_S)
 
     def wait(self, most_s: float, wait: Callable[[float], bool]) -> bool:
@@ -86,5 +86,4 @@ class Turns:
         is_late = late_s > LATE * interval_s and interval_s > 2 * SHORT_S
         self._late = self._late + 1 if is_late else max(0, self._late - 1)
         if self._late >= OFTEN:
-            self._for_s = min(2 * self._for_s, FOR_S)
             self.begin()

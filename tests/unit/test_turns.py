@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lastcall import turns as turns_module
-from lastcall.turns import AT_FIRST_S, FOR_S, OFTEN, SHORT_S, SOON_S, USUAL_WAIT_S, Turns, quick_turns
+from lastcall.turns import FOR_S, OFTEN, SHORT_S, SOON_S, USUAL_WAIT_S, Turns, quick_turns
 
 USUAL_S = 0.005
 BUSY_S = 0.0042
@@ -91,16 +91,14 @@ def test_it_begins_short_and_is_tried_now_and_then_and_put_back_only_when_nobody
     turns = Turns()
     turns.begin()
     assert interval_s() == SHORT_S
-    lasting_s = AT_FIRST_S
-    for somebody_is_busy in (True, True, True, True, True, False):
-        waits(turns, played, 0.0002, int(lasting_s / USUAL_WAIT_S) - 2)
+    for somebody_is_busy in (True, True, False):
+        waits(turns, played, 0.0002, int(FOR_S / USUAL_WAIT_S) - 5)
         assert interval_s() == SHORT_S
         played.now_s += 1
         waits(turns, played, 0.0002, 1)
         assert interval_s() == USUAL_S, "it is tried"
         waits(turns, played, BUSY_S if somebody_is_busy else 0.0002, 1)
         assert interval_s() == (SHORT_S if somebody_is_busy else USUAL_S)
-        lasting_s = min(2 * lasting_s, FOR_S)
     waits(turns, played, 0.0002, OFTEN)
     waits(turns, played, BUSY_S, OFTEN - 1)
     assert interval_s() == USUAL_S, "what was before is forgotten"
