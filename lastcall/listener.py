@@ -27,7 +27,7 @@ from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs
 from lastcall.hosts import connect_to_primary
-from lastcall.prepared import ask, prepare
+from lastcall.prepared import ask, prepare, was_notified
 from lastcall.rows import cutoff_from_row
 from lastcall.turns import Turns, quick_turns
 
@@ -41,7 +41,7 @@ ROUND_S = 0.5
 """A round at least so often, however long the lease: silence must be noticed (seconds)."""
 SILENCE_S = 0.4
 """A statement of the listener that takes longer means that the database says nothing (seconds)."""
-_READ_NEW = b"lastcall_read_new"
+_READ_NEW, _CONFIRM = b"lastcall_read_new", b"lastcall_confirm"
 _PIECE = 1_000
 _STEP_NS = 2_000_000_000
 _DOUBT_LOCK = 7_530_005
@@ -206,6 +206,7 @@ class CutoffListener:
         # Listen, then read: read-then-listen loses what is committed in between.
         connection.execute(f"LISTEN {CHANNEL}")
         prepare(connection, _READ_NEW, statements.READ_NEW)
+        prepare(connection, _CONFIRM, statements.CONFIRM)
         if went_back:
             self._end_what_is_in_doubt(connection)
         else:
@@ -229,7 +230,7 @@ class CutoffListener:
 
         def wait(most_s: float) -> bool:
             # The generator must have ended before the connection is used again, and must not be left by `break`.
-            return bool(list(connection.notifies(timeout=most_s, stop_after=1)))
+            return was_notified(connection) or bool(list(connection.notifies(timeout=most_s, stop_after=1)))
 
         while not self._stopping.is_set() and (left_s := (self._round_due_ns - boottime_ns()) / 1e9) > 0:
             if self._turns.wait(left_s, wait):
@@ -266,8 +267,10 @@ class CutoffListener:
         # position: by the loss of one it shows that the database has gone back.
         connection.execute("SET synchronous_commit = on")
         settings = {
-            # What was planned for an empty table must not be kept for a million rows.
-            "plan_cache_mode": "force_custom_plan",
+            # One plan, by an index even on an empty table: it is kept for a million rows.
+            "plan_cache_mode": "force_generic_plan",
+            "enable_seqscan": "off",
+            "jit": "off",
             "statement_timeout": f"{max(int(self.lease_s * 5000), 2000)}ms",
             # A network that goes half-open again and again must not use up max_connections.
             "idle_session_timeout": f"{max(int(self.lease_s * 5000), 2000)}ms",
@@ -359,7 +362,7 @@ class CutoffListener:
     def _confirm(self, connection: psycopg.Connection, position: str) -> None:
         self._position = position
         self._said.add(position)
-        connection.execute(statements.CONFIRM, (position, self._canary, self.worker_id))
+        ask(connection, _CONFIRM, position, str(self._canary), self.worker_id)
         self._said = {position}
         self.reads_done += 1
         self._away = False
@@ -385,6 +388,7 @@ class CutoffListener:
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             connection.execute("SET LOCAL statement_timeout = 0")
+            connection.execute("SET LOCAL enable_seqscan = on")
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
             with connection.cursor(name="lastcall_cutoffs") as cursor:
                 cursor.execute(statements.READ_ALL)

@@ -21,13 +21,22 @@ def prepare(connection: psycopg.Connection, name: bytes, query: LiteralString) -
 def ask(connection: psycopg.Connection, name: bytes, *parameters: str) -> list[tuple[Any, ...]]:
     """All rows of the answer. Raises psycopg.Error.
 
-    What has been notified meanwhile stays in libpq's queue: the next `execute` puts it where `notifies` finds it.
+    What has been notified meanwhile stays in libpq's queue: for `was_notified`, or for the next `execute`, which puts
+    it where `notifies` finds it.
     """
     result = connection.pgconn.exec_prepared(name, [parameter.encode() for parameter in parameters])
     _check(connection, result)
     transformer = Transformer(connection)
     transformer.set_pgresult(result)
     return transformer.load_rows(0, result.ntuples, tuple)
+
+
+def was_notified(connection: psycopg.Connection) -> bool:
+    """Whether a NOTIFY is in libpq's queue, which is empty afterwards. It waits for none."""
+    heard = False
+    while connection.pgconn.notifies() is not None:
+        heard = True
+    return heard
 
 
 def _check(connection: psycopg.Connection, result: pq.abc.PGresult) -> None:

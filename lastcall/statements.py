@@ -33,7 +33,8 @@ FROM everyone LEFT JOIN cutoffs AS c
 READ_ALL: LiteralString = f"SELECT {COLUMNS} FROM cutoffs AS c"
 # No connection outlives a crash, so the position is of the incarnation that is there now.
 CONFIRM: LiteralString = """
-UPDATE workers SET snapshot = %s::pg_snapshot, canary = %s, incarnation = (SELECT id FROM incarnation) WHERE id = %s
+UPDATE workers SET snapshot = $1::pg_snapshot, canary = $2::bigint, incarnation = (SELECT id FROM incarnation)
+WHERE id = $3::uuid
 """
 WENT_BACK: LiteralString = """
 SELECT pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax(%s::pg_snapshot)

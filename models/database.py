@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import sqlalchemy
@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import UserDefinedType
 
 from lastcall.errors import DatabaseAway
-from models.patience import POOL_S, Patience
+from models.patience import POOL_S, Patience, PatientConnection
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 _SCHEMA_LOCK = 7_530_001
@@ -132,6 +132,19 @@ def each_alone() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
         if not current_app.extensions.get("lastcall_pooled"):
             session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         yield session
+
+
+@contextmanager
+def one_statement() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
+    """A transaction of one statement that writes. Raises what `transaction` does, also where it is not known that the
+    synchronous standby has it."""
+    with each_alone() as session:
+        connection = cast(PatientConnection, session.connection().connection.driver_connection)
+        connection.commits_alone = connection.autocommit
+        try:
+            yield session
+        finally:
+            connection.commits_alone = False
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -35,6 +36,7 @@ standby is away, while whoever only reads is answered (seconds)."""
 TRY_EVERY_S = 0.25
 _LOOK_EVERY_S = 0.05
 _ASK_EVERY_S = 0.1
+_NOT_TRIED = "commits are not answered at the moment, so this one was not tried"
 
 
 class PatientConnection(psycopg.Connection[Any]):
@@ -45,18 +47,28 @@ class PatientConnection(psycopg.Connection[Any]):
     """The server process behind it; None where a pooler may change it."""
     is_brief = True
     """Whether its statements are short ones: nobody waits for them, whatever else the database answers."""
+    commits_alone = False
+    """Whether its next statement is a whole transaction that writes."""
     committing = False
     _warned = False
 
     def commit(self) -> None:
         """Raises psycopg.OperationalError where it is not known that the standby has it, too."""
-        if self.patience is not None and self.patience.commits_hang() and self._has_written():
-            # The server process of a commit that hangs stays until the standby is back: they must not pile up.
+        if self._would_hang() and self._has_written():
             self.rollback()
-            raise psycopg.OperationalError("commits are not answered at the moment, so this one was not tried")
+            raise psycopg.OperationalError(_NOT_TRIED)
+        with self._committing():
+            super().commit()
+
+    def _would_hang(self) -> bool:
+        """The server process of a commit that hangs stays until the standby is back: they must not pile up."""
+        return self.patience is not None and self.patience.commits_hang()
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
         self.committing, self._warned = True, False
         try:
-            super().commit()
+            yield
         finally:
             self.committing = False
         if self._warned:  # somebody has cancelled the wait for the standby: it is written on the primary alone
@@ -72,6 +84,14 @@ class PatientConnection(psycopg.Connection[Any]):
         self._warned = self._warned or diagnostic.severity_nonlocalized == "WARNING"
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.commits_alone:
+            return self._wait(*args, **kwargs)
+        if self._would_hang():
+            raise psycopg.OperationalError(_NOT_TRIED)
+        with self._committing():
+            return self._wait(*args, **kwargs)
+
+    def _wait(self, *args: Any, **kwargs: Any) -> Any:
         patience = self.patience
         if patience is None:
             return super().wait(*args, **kwargs)

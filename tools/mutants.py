@@ -134,9 +134,11 @@ MUTANTS = (
         "lastcall/listener.py",
         '        connection.execute(f"LISTEN {CHANNEL}")\n'
         "        prepare(connection, _READ_NEW, statements.READ_NEW)\n"
+        "        prepare(connection, _CONFIRM, statements.CONFIRM)\n"
         "        if went_back:\n            self._end_what_is_in_doubt(connection)\n"
         "        else:\n            self._load(connection)\n        self._round(connection)\n",
         "        prepare(connection, _READ_NEW, statements.READ_NEW)\n"
+        "        prepare(connection, _CONFIRM, statements.CONFIRM)\n"
         "        if went_back:\n            self._end_what_is_in_doubt(connection)\n"
         "        else:\n            self._load(connection)\n        self._round(connection)\n"
         '        connection.execute(f"LISTEN {CHANNEL}")\n',

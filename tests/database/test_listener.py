@@ -21,6 +21,8 @@ from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.errors import Revoked
 from lastcall.guard import Guard
 from lastcall.listener import CANARY, CutoffListener
+from lastcall.prepared import ask, prepare
+from lastcall.statements import READ_NEW
 from tests.database.conftest import DEADLINE_S, CatchUp, one, wait_until
 from tests.unit.by_hand import HS256, token
 
@@ -223,6 +225,26 @@ def test_what_was_read_is_not_read_again_while_an_old_transaction_stays_open(
         slow.commit()
     catch_up()
     assert sorted(advanced) == sorted([*(f"user {number}" for number in range(20)), "slow"])
+
+
+def test_it_reads_what_is_new_by_an_index_though_its_plan_is_of_an_empty_table(
+    psql: psycopg.Connection, database_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        CutoffListener(database_url, Cutoffs())._prove(connection)
+        prepare(connection, b"read_new", READ_NEW)
+        position = str(one(psql, "SELECT pg_current_snapshot()::text"))
+        for rows in (0, 50_000):
+            psql.execute(
+                "INSERT INTO cutoffs (scope, subject, expires_at) SELECT 'session', number::text, now() + '1 h'"
+                " FROM generate_series(1, %s) AS number",
+                (rows,),
+            )
+            psql.execute("ANALYZE cutoffs")
+            ask(connection, b"read_new", position)
+            plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN EXECUTE read_new('{position}')"))
+            assert "Seq Scan on cutoffs" not in plan and "cutoffs_xid" in plan, plan
+            assert "JIT" not in plan, plan
 
 
 @pytest.mark.usefixtures("listener")

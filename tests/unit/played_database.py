@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 from lastcall import listener as listener_module
 from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.listener import CutoffListener
-from lastcall.statements import READ_NEW
+from lastcall.statements import CONFIRM, READ_NEW
 
 SECOND_NS = 1_000_000_000
 LOG = list[str]
@@ -68,7 +68,8 @@ class PlayedDatabase:
         self.sent: dict[str, tuple[str, Any]] = {}
         self.listener: CutoffListener | None = None
         self.lease_at: dict[str, int] = {}
-        self.prepared = listener_module._READ_NEW
+        self.prepared = {listener_module._READ_NEW: READ_NEW, listener_module._CONFIRM: CONFIRM}
+        self.pgconn = SimpleNamespace(notifies=lambda: None)
         self.fetched = False
         self.info = SimpleNamespace(transaction_status=TransactionStatus.IDLE)
 
@@ -101,12 +102,10 @@ class PlayedDatabase:
 
     def ask(self, name: bytes, *parameters: str) -> Answer:
         """In place of `lastcall.prepared.ask`."""
-        assert name == self.prepared
-        return self.execute(READ_NEW, parameters)
+        return self.execute(self.prepared[name], parameters)
 
     def prepare(self, name: bytes, query: str) -> None:
-        assert query == READ_NEW
-        self.prepared = name
+        assert self.prepared[name] == query
 
     @contextmanager
     def cursor(self, *, name: str) -> Iterator[PlayedDatabase]:
