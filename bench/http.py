@@ -2,13 +2,15 @@
 ways, under the same gunicorn settings (gthread, 64 threads, a socket for each worker), asked by wrk over 16 kept-alive
 connections. All of them get the same HS256 token, but the session in Redis, which has an id. Everything runs on this
 machine and is measured in turn, forwards and backwards, what is compared most closely three times a round; ratios are
-to bare Flask of the same round. Every revocation store holds a thousand entries, and each way is asked to refuse a
-revoked token before it is measured."""
+to bare Flask of the same round. All servers are started anew after every other round: one and the same differs by a
+twentieth from start to start. Every revocation store holds a thousand entries, and each way is asked to refuse a revoked
+token before it is measured."""
 
 from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable
 
 from bench import wrk
@@ -16,11 +18,14 @@ from bench.goals import Goal, ratios
 from bench.peers import environment
 from bench.peers.contenders import BARE, COLD, PYJWT_EACH, SESSION, WARM, WITH_REDIS, started
 from bench.plot import Bar, bars
+from lastcall import turns
 
 WORKERS = (1, 2)
-ROUNDS = int(os.environ.get("BENCH_HTTP_ROUNDS", "9"))
+STARTS = int(os.environ.get("BENCH_HTTP_STARTS", "5"))
+ROUNDS = 2
+"""After each start."""
 FOR_S = 1
-OFTEN = (WITH_REDIS, SESSION, WARM, BARE, BARE, WARM, SESSION, WITH_REDIS)
+OFTEN = (PYJWT_EACH, COLD, WITH_REDIS, SESSION, WARM, BARE, BARE, WARM, SESSION, WITH_REDIS, COLD, PYJWT_EACH)
 """Once more each round, there and back: single seconds of one and the same server differ by a tenth here."""
 COMPARED = ((WARM, WITH_REDIS), (WARM, SESSION), (COLD, PYJWT_EACH))
 TIMES = ("p50_ms", "p99_ms")
@@ -40,15 +45,18 @@ def measure(advance: Callable[[str], None]) -> Found:
         def say(what: str, workers: int = workers) -> None:
             advance(f"{_plural(workers)}: {what}")
 
-        with started(python, workers, FOR_S, say) as contenders:
-            for number in range(ROUNDS):
-                seen: dict[str, list[wrk.Load]] = {}
-                for name in [*list(contenders)[:: -1 if number % 2 else 1], *OFTEN]:
-                    say(f"round {number + 1} of {ROUNDS}: {name}")
-                    seen.setdefault(name, []).append(contenders[name]())
-                for name, of in seen.items():
-                    means = {what: statistics.mean(getattr(load, what) for load in of) for what in ("rate", *TIMES)}
-                    loads.setdefault(name, []).append(means)
+        for start in range(1, STARTS + 1):
+            with started(python, workers, FOR_S, say) as contenders:
+                say("settling")
+                time.sleep(turns.FOR_S)
+                for number in range(ROUNDS):
+                    seen: dict[str, list[wrk.Load]] = {}
+                    for name in [*list(contenders)[:: -1 if number % 2 else 1], *OFTEN]:
+                        say(f"start {start} of {STARTS}, round {number + 1} of {ROUNDS}: {name}")
+                        seen.setdefault(name, []).append(contenders[name]())
+                    for name, of in seen.items():
+                        means = {what: statistics.mean(getattr(load, what) for load in of) for what in ("rate", *TIMES)}
+                        loads.setdefault(name, []).append(means)
     return found
 
 
