@@ -3,8 +3,8 @@ ways, under the same gunicorn settings (gthread, 64 threads, a socket for each w
 connections. All of them get the same HS256 token, but the session in Redis, which has an id. Everything runs on this
 machine and is measured in turn, forwards and backwards, what is compared most closely three times a round; ratios are
 to bare Flask of the same round. All servers are started anew after every other round: one and the same differs by a
-twentieth from start to start. Every revocation store holds a thousand entries, and each way is asked to refuse a revoked
-token before it is measured."""
+twentieth from start to start. Every revocation store holds a thousand entries, and each way is asked to refuse a
+revoked token before it is measured."""
 
 from __future__ import annotations
 
