@@ -48,16 +48,27 @@ def measure(advance: Callable[[str], None]) -> Found:
         for start in range(1, STARTS + 1):
             with started(python, workers, FOR_S, say) as contenders:
                 say("settling")
-                time.sleep(turns.FOR_S)
+                time.sleep(turns.FOR_S)  # until the switch interval is the usual one
                 for number in range(ROUNDS):
-                    seen: dict[str, list[wrk.Load]] = {}
-                    for name in [*list(contenders)[:: -1 if number % 2 else 1], *OFTEN]:
-                        say(f"start {start} of {STARTS}, round {number + 1} of {ROUNDS}: {name}")
-                        seen.setdefault(name, []).append(contenders[name]())
-                    for name, of in seen.items():
-                        means = {what: statistics.mean(getattr(load, what) for load in of) for what in ("rate", *TIMES)}
+                    names = [*list(contenders)[:: -1 if number % 2 else 1], *OFTEN]
+                    which = f"start {start} of {STARTS}, round {number + 1} of {ROUNDS}"
+                    for name, means in _one_round(which, contenders, names, say).items():
                         loads.setdefault(name, []).append(means)
     return found
+
+
+def _one_round(
+    which: str, contenders: dict[str, Callable[[], wrk.Load]], names: list[str], say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Asks in this order. Returns the means of each."""
+    seen: dict[str, list[wrk.Load]] = {}
+    for name in names:
+        say(f"{which}: {name}")
+        seen.setdefault(name, []).append(contenders[name]())
+    return {
+        name: {what: statistics.mean(getattr(load, what) for load in of) for what in ("rate", *TIMES)}
+        for name, of in seen.items()
+    }
 
 
 def _ratios(loads: dict[str, list[dict[str, float]]], name: str, base: str) -> list[float]:
