@@ -14,8 +14,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -54,6 +54,15 @@ ON_A_REPLICA = "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL mus
 
 class Unsuitable(Exception):
     """The connection can't carry LISTEN, leads to a replica, or what it shows is not to be trusted yet."""
+
+
+@contextmanager
+def _of_many_rows(connection: psycopg.Connection) -> Iterator[None]:
+    """A transaction whose statements are planned as usual: `_prove` sets what is best for few rows, again and again."""
+    with connection.transaction():
+        connection.execute("SET LOCAL enable_seqscan = on")
+        connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+        yield
 
 
 class CutoffListener:
@@ -385,10 +394,9 @@ class CutoffListener:
     def _load(self, connection: psycopg.Connection) -> None:
         """Read everything, in pieces: a million cutoffs are no silence, and use up no lease. The round that follows
         reads what has come since, and only that round lets the lease count."""
-        with connection.transaction():
+        with _of_many_rows(connection):
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             connection.execute("SET LOCAL statement_timeout = 0")
-            connection.execute("SET LOCAL enable_seqscan = on")
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
             with connection.cursor(name="lastcall_cutoffs") as cursor:
                 cursor.execute(statements.READ_ALL)
@@ -424,7 +432,7 @@ class CutoffListener:
         were purged or forgotten since. Before the new time counts here."""
         log.warning("lastcall: the database's clock stepped back; worker %s brings back older cutoffs", os.getpid())
         try:
-            with connection.transaction():
+            with _of_many_rows(connection):
                 connection.execute("SELECT set_config('statement_timeout', %s, TRUE)", (f"{_BRING_BACK_S}s",))
                 self._busy_since_ns = boottime_ns() + _BRING_BACK_S * 1_000_000_000  # one statement, however many rows
                 connection.execute("SELECT bring_back_cutoffs()")
@@ -463,7 +471,7 @@ class CutoffListener:
         known = self._doubted_gen or 0
         self._load(connection)
         held = list(self.cutoffs.all_held())
-        with suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
+        with suppress(psycopg.errors.InsufficientPrivilege), _of_many_rows(connection):
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DOUBT_LOCK,))
             connection.execute("SELECT set_config('lastcall.cause', 'database_went_back', TRUE)")
             for first in range(0, len(held), _PIECE):

@@ -105,11 +105,11 @@ def revoke_user(user_id: UUID, actor: Actor, *, cause: str = "force_logout") -> 
     """Sign a user out everywhere. Raises NotFound for a user that never was."""
     revocation_id = uuid.uuid4()
     said = durably({**actor.facts(), "history_id": str(revocation_id), "cause": cause})
-    started_ns = boottime_ns()
     with one_statement() as session:
+        started_ns = boottime_ns()
         done = session.execute(_FORCE_LOGOUT, {"user_id": user_id, **said}).one_or_none()
     if done is not None:
-        return replace(_receipt(revocation_id, actor, "user", str(user_id), *done), started_ns=started_ns)
+        return _receipt(revocation_id, actor, started_ns, "user", str(user_id), *done)
     with transaction():
         name, ended = _name_of_the_gone(user_id), count_active(user_id)
         return _finish(_begin(actor, cause), actor, cause, "user", str(user_id), name, None, ended)
@@ -317,12 +317,13 @@ def _finish(
             "any": wanted is not None,
         },
     ).one()
-    return _receipt(revocation_id, actor, scope, subject, name, ended, at, position)
+    return _receipt(revocation_id, actor, boottime_ns(), scope, subject, name, ended, at, position)
 
 
 def _receipt(
     revocation_id: UUID,
     actor: Actor,
+    started_ns: int,
     scope: str,
     subject: str,
     name: str,
@@ -330,9 +331,7 @@ def _receipt(
     at: datetime,
     position: str,
 ) -> Receipt:
-    return Receipt(
-        str(revocation_id), scope, subject, name, actor.reason, at, ended, ended == 0, position, boottime_ns()
-    )
+    return Receipt(str(revocation_id), scope, subject, name, actor.reason, at, ended, ended == 0, position, started_ns)
 
 
 def _name_of_the_gone(user_id: UUID) -> str:
