@@ -199,8 +199,21 @@ def _checked_claims() -> Claims:
         return guard.check(tokens.access_token)
 
 
+def was_signed_out() -> bool:
+    """Whether what this request has just done ended the admin's own session. False as well while nobody can know."""
+    try:
+        _checked_claims()
+    except (CutoffsStale, DatabaseAway):
+        return False
+    except LastcallError:
+        return True
+    return False
+
+
 def _to_the_door() -> Response:
     """To the sign-in page, with the reason why a session is over; htmx is told to go there as a whole page."""
+    if "text/event-stream" in request.headers.get("Accept", ""):  # the page's next look says why
+        return problem(401, "signed_out", "You are signed out: sign in again.")
     over = g.get("console_session_over")
     if isinstance(over, Revoked):
         reason = public_reason_of(over)
@@ -215,7 +228,7 @@ def _to_the_door() -> Response:
     door = url_for("console.login", next=here)
     if is_fragment():
         return problem(401, "signed_out", "You are signed out: sign in again.", {"HX-Redirect": door})
-    if request.method != "GET" or "text/event-stream" in request.headers.get("Accept", ""):
+    if request.method != "GET":
         return problem(401, "signed_out", "You are signed out: sign in again.")
     return cast(Response, redirect(door))
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from flask import Blueprint, Response, flash, make_response, render_template, request, session, url_for
 from flask.typing import ResponseReturnValue
 
-from blueprints.console import proof_is_fresh, prove_again, signed_in
+from blueprints.console import proof_is_fresh, prove_again, signed_in, was_signed_out
 from blueprints.operation import query_given, read_form
 from blueprints.server import actor, server, session_to_keep
 from blueprints.sessions import session_filter
@@ -17,7 +17,7 @@ from blueprints.words import in_force
 from lastcall.flask import current_claims
 from models import force_logout
 from models.errors import BadRequest
-from models.force_logout import Receipt
+from models.force_logout import Confirmation, Receipt
 from models.session_filter import SessionFilter
 from models.session_list import STATES, list_sessions
 
@@ -70,7 +70,7 @@ def ask_force_logout(user_id: UUID) -> ResponseReturnValue:
 @signed_in
 def end_user(user_id: UUID) -> ResponseReturnValue:
     receipt = force_logout.revoke_user(user_id, actor(current_claims, reason_given()))
-    return receipt_fragment(receipt, hits_me=str(user_id) == current_claims.sub)
+    return _receipt_fragment(receipt)
 
 
 @bp.post("/sessions/<uuid:user_id>/<uuid:session_id>/end")
@@ -78,7 +78,7 @@ def end_user(user_id: UUID) -> ResponseReturnValue:
 def end_one(user_id: UUID, session_id: UUID) -> ResponseReturnValue:
     who = actor(current_claims, reason_given())
     receipt = force_logout.revoke_session(session_id, who, user_id=user_id)
-    return receipt_fragment(receipt, hits_me=str(session_id) == current_claims.sid)
+    return _receipt_fragment(receipt)
 
 
 @bp.get("/everyone/logout")
@@ -97,7 +97,7 @@ def end_all() -> ResponseReturnValue:
     keep = session_to_keep(current_claims) if request.form.get("keep_me") else None
     receipt = force_logout.revoke_everyone(actor(current_claims, reason_given()), keep_session=keep)
     # Whoever is kept goes on by his refresh token, in every tab: blueprints/console.py.
-    return receipt_fragment(receipt, hits_me=keep is None)
+    return _receipt_fragment(receipt)
 
 
 @bp.get("/shown/logout")
@@ -116,7 +116,7 @@ def end_shown() -> ResponseReturnValue:
     prove_again()  # a wide filter is everyone
     keep = session_to_keep(current_claims) if request.form.get("keep_me") else None
     receipt = force_logout.revoke_matching(wanted, actor(current_claims, reason_given()), keep_session=keep)
-    return receipt_fragment(receipt)
+    return _receipt_fragment(receipt)
 
 
 def reason_given() -> str | None:
@@ -124,18 +124,20 @@ def reason_given() -> str | None:
     return read_form(Because, {"reason": request.form.get("reason", "").strip() or None}).reason
 
 
-def receipt_fragment(receipt: Receipt, *, hits_me: bool = False) -> Response:
-    """The receipt for the status region, once it is in force. Whoever hit himself is led to the door."""
+def _receipt_fragment(receipt: Receipt) -> Response:
+    """The receipt for the status region, once it is in force."""
     receipt = force_logout.confirmed(receipt, server().watch)
-    if hits_me and receipt.workers is not None:
+    return done(render_template("_receipt.html", receipt=receipt), receipt.workers)
+
+
+def done(status: str, workers: Confirmation | None = None) -> Response:
+    """A text for the status region; the dialog closes, and the tables look again. Whoever signed himself out by it is
+    led to the door, with the proof that `workers` are."""
+    if workers is not None and was_signed_out():
         session.clear()
-        flash(f"You have signed yourself out. {in_force(receipt.workers)}.")
+        so_far = f"Not in force everywhere yet: {workers.confirmed} of {workers.live} workers have confirmed"
+        flash(f"You have signed yourself out. {in_force(workers) if workers.in_force else so_far}.")
         return Response(status=204, headers={"HX-Redirect": url_for("console.login")})
-    return done(render_template("_receipt.html", receipt=receipt))
-
-
-def done(status: str) -> Response:
-    """A text for the status region; the dialog closes, and the tables look again."""
     return Response(status, headers={"HX-Trigger": "lastcall:done"}, content_type="text/html; charset=utf-8")
 
 

@@ -133,4 +133,4 @@ def _done(changed: Changed, text: str) -> Response:
     page = render_template(
         "_changed.html", text=text.replace("{name}", name), workers=workers, ended=changed.sessions_ended
     )
-    return done(page)
+    return done(page, workers)

@@ -138,12 +138,26 @@ function look(topics) {
 }
 
 function refresh() {
+  if (changes > 0) return void setTimeout(refresh, 200);
   const topics = waiting;
   waiting = new Set();
   for (const table of document.querySelectorAll("[data-live]")) {
     if (table.dataset.live.split(" ").some((topic) => topics.has(topic))) htmx.trigger(table, "lastcall:changed");
   }
 }
+
+// Whoever signs himself out is led to the door by the answer to that, which holds the proof: no table may be first.
+let changes = 0;
+const isChange = (detail) => detail.requestConfig.verb !== "get";
+const leadsAway = (detail) => detail.xhr.getResponseHeader("HX-Redirect") !== null;
+document.addEventListener("htmx:beforeSend", ({ detail }) => {
+  if (!isChange(detail)) return;
+  changes += 1;
+  detail.xhr.addEventListener("loadend", () => (changes -= !leadsAway(detail)));
+});
+document.addEventListener("htmx:beforeOnLoad", (event) => {
+  if (changes > 0 && leadsAway(event.detail) && !isChange(event.detail)) event.preventDefault();
+});
 
 function show(text, kind) {
   badge.textContent = text;

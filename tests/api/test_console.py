@@ -219,6 +219,28 @@ def test_ending_what_the_filter_found_needs_a_filter(browser: FlaskClient, alice
     assert not alice.is_in()
 
 
+@pytest.mark.parametrize("what", ["everyone", "shown", "user", "session", "password"])
+def test_whoever_signs_himself_out_is_told_at_the_door_that_it_is_in_force(
+    browser: FlaskClient, root: Actor, what: str
+) -> None:
+    path, form = {
+        "everyone": ("/console/everyone/logout", {"phrase": PHRASE["phrase"]}),
+        "shown": ("/console/shown/logout", {"user": "root"}),
+        "user": (f"/console/sessions/{root.user_id}/logout", {}),
+        "session": (f"/console/sessions/{root.user_id}/{console_session(root)}/end", {}),
+        "password": (f"/console/users/{root.user_id}/password", {"password": "another password"}),
+    }[what]
+    response = browser.post(path, data=form, headers={"HX-Request": "true"})
+    assert response.status_code == 204 and response.headers["HX-Redirect"] == "/console/login"
+    assert "You have signed yourself out. In force on 1 of 1 workers in " in browser.get("/console/login").text
+
+
+def test_whoever_ends_all_but_his_own_session_stays(browser: FlaskClient, alice: Actor) -> None:
+    form = {"role": "admin", "keep_me": "yes"}
+    assert "In force on 1 of 1 workers" in browser.post("/console/shown/logout", data=form).text
+    assert is_in(browser)
+
+
 def test_a_bad_filter_is_an_error_that_names_the_field(browser: FlaskClient) -> None:
     response = browser.get("/console/?ip=nowhere", headers={"Accept": "text/html"})
     assert response.status_code == 400 and "ip:" in response.text and response.mimetype == "text/html"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import psycopg
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import MakePerson, SignIn
@@ -114,6 +115,21 @@ def test_log_out_all_without_keep_me_leads_to_the_door(sign_in: SignIn) -> None:
     dialog.get_by_role("button", name="Log out all users").click()
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     expect(page.get_by_role("status")).to_have_text(RECEIPT)
+
+
+def test_no_table_leads_to_the_door_before_the_proof_is_there(sign_in: SignIn, psql: psycopg.Connection) -> None:
+    page = sign_in()
+    page.get_by_role("button", name="Log out all users").click()
+    dialog = page.get_by_role("dialog", name="Log out all users?")
+    dialog.get_by_role("checkbox", name="Keep me signed in").uncheck()
+    dialog.get_by_role("textbox").fill("log out all users")
+    # A third worker, which is gone: the answer waits for its lease, and meanwhile the stream says what has changed.
+    gone = "INSERT INTO workers (id, service, host, pid, lease_s) VALUES (gen_random_uuid(), 'gone', 'far', 1, 3)"
+    psql.execute(gone)
+    dialog.get_by_role("button", name="Log out all users").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=15_000)
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    expect(page.get_by_role("status")).to_contain_text("1 worker fenced")
 
 
 def test_the_search_narrows_the_table_and_the_address_follows(sign_in: SignIn, make_person: MakePerson) -> None:
