@@ -9,17 +9,14 @@ Two measures, none of them a clock:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
 
 from blueprints.server import Server
 from lastcall.claims import Claims
 from lastcall.errors import Revoked
 from models import force_logout, sign_in
-from models.database import db
 from models.errors import RefreshRejected
 from models.sign_in import Tokens
 from settings import Settings
@@ -29,31 +26,34 @@ from tests.database.racing import HERE, MARKS, ROUNDS, SOMEBODY, name_of, new_us
 
 pytestmark = MARKS
 
+LOOK_AROUND = """
+    CREATE TABLE seen (session_id uuid);
+    CREATE FUNCTION look_around() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN
+            PERFORM pg_sleep(random() * 0.01);
+            INSERT INTO seen SELECT id FROM login_sessions;
+            RETURN NULL;
+        END $$;
+    CREATE CONSTRAINT TRIGGER look_around AFTER INSERT ON revocations DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION look_around()
+"""
+"""The last that a revoking transaction does, within its COMMIT: whatever it sees was committed before."""
+
 
 def test_no_sign_in_that_committed_before_a_force_logout_survives_it(
-    server: Server, settings: Settings, psql: psycopg.Connection, in_thread: InThread, monkeypatch: pytest.MonkeyPatch
+    server: Server, settings: Settings, psql: psycopg.Connection, in_thread: InThread
 ) -> None:
     user_id = new_user()
     name = name_of(psql, user_id)
-    seen: set[str] = set()
-    finish = force_logout._receipt
-
-    def look_around(*given: Any) -> force_logout.Receipt:
-        """The last statement before the COMMIT: whatever it sees was committed before."""
-        receipt = finish(*given)
-        rows = db.session.scalars(text("SELECT id::text FROM login_sessions WHERE user_id = :id"), {"id": user_id})
-        seen.update(rows)
-        return receipt
-
-    monkeypatch.setattr(force_logout, "_receipt", look_around)
+    psql.execute(LOOK_AROUND)
     survived = judged = 0
     for _ in range(ROUNDS):
-        seen.clear()
         tokens = all_at_once(
             in_thread(revoke, server, "user", user_id, ""),
             *[in_thread(sign_in.sign_in, name, PASSWORD, HERE, settings)] * 3,
         )[1:]
         assert all(isinstance(token, Tokens) for token in tokens), tokens
+        seen = {row[0] for row in psql.execute("DELETE FROM seen RETURNING session_id::text")}
         before = [token for token in tokens if token.session_id in seen]
         judged += len(before)
         survived += sum(accepts(server, token.access_token) for token in before)
