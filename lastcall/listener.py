@@ -65,6 +65,12 @@ def _of_many_rows(connection: psycopg.Connection) -> Iterator[None]:
         yield
 
 
+def _refuse_open_transaction(connection: psycopg.Connection) -> None:
+    """Before what must commit by itself: others would not see it, and what is rolled back would seem to be lost."""
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        raise Unsuitable("a transaction is open on the listener's connection: others do not see what it writes")
+
+
 class CutoffListener:
     """Keeps `cutoffs` true from PostgreSQL. `start` after the fork; `stop` waits, and tolerates a stop without start.
 
@@ -369,6 +375,7 @@ class CutoffListener:
             self._confirm(connection, position)
 
     def _confirm(self, connection: psycopg.Connection, position: str) -> None:
+        _refuse_open_transaction(connection)
         self._position = position
         self._said.add(position)
         ask(connection, _CONFIRM, position, str(self._canary), self.worker_id)
@@ -381,6 +388,7 @@ class CutoffListener:
             self._on_change()
 
     def _renew(self, connection: psycopg.Connection) -> None:
+        _refuse_open_transaction(connection)
         row = connection.execute(statements.RENEW, (self.worker_id,)).fetchone()
         if row is not None and row[0] > self._renewals:
             self._renewals = row[0]
@@ -388,8 +396,6 @@ class CutoffListener:
             self._end_what_is_in_doubt(connection)
         else:
             self._load(connection)
-        if connection.info.transaction_status is not TransactionStatus.IDLE:
-            raise Unsuitable("a transaction is open on the listener's connection: others do not see what it renews")
 
     def _load(self, connection: psycopg.Connection) -> None:
         """Read everything, in pieces: a million cutoffs are no silence, and use up no lease. The round that follows

@@ -326,31 +326,37 @@ def test_a_position_that_goes_backwards_fences_reads_all_anew_and_lowers_nothing
     assert cutoffs.everyone_gen > everyone_gen, "every token of the time in doubt is refused"
 
 
-def test_a_renewal_that_is_not_committed_counts_for_nothing(
-    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Cutoffs, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["_read", "_confirm"])
+def test_what_is_not_committed_counts_for_nothing(
+    psql: psycopg.Connection, listener: CutoffListener, cutoffs: Cutoffs, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """The others would take the worker for fenced, while it trusts its memory."""
-    confirm, renew_lease = listener._confirm, cutoffs.renew_lease
+    """The others would take the worker for fenced, while it trusts its memory; and what was rolled back is nothing that
+    the database has lost."""
+    usual, renew_lease = getattr(listener, step), cutoffs.renew_lease
     begun, trusted = threading.Event(), []
 
-    def confirm_and_begin(connection: psycopg.Connection, position: str) -> None:
-        confirm(connection, position)
+    def act_and_begin(connection: psycopg.Connection, *given: str) -> Any:
+        result = usual(connection, *given)
         if not begun.is_set():
             connection.execute("BEGIN")
             begun.set()
+        return result
 
     def note_and_renew(until_ns: int) -> None:
         assert listener._connection is not None
         trusted.append(listener._connection.info.transaction_status)
         renew_lease(until_ns)
 
-    monkeypatch.setattr(listener, "_confirm", confirm_and_begin)
+    connection = listener._connection
+    monkeypatch.setattr(listener, step, act_and_begin)
     assert begun.wait(DEADLINE_S)
-    monkeypatch.setattr(cutoffs, "renew_lease", note_and_renew)
     begun_at = one(psql, "SELECT clock_timestamp()")
+    wait_until(lambda: listener._connection not in (None, connection), "it begins anew")
+    monkeypatch.setattr(cutoffs, "renew_lease", note_and_renew)
     wait_until(lambda: one(psql, "SELECT max(renewed_at) FROM workers") > begun_at, "it renews its row again")
     wait_until(lambda: trusted, "it trusts its memory again")
     assert set(trusted) == {TransactionStatus.IDLE}
+    assert one(psql, "SELECT gen FROM everyone") == 0, "nobody is logged out"
 
 
 def test_the_canary_is_refused_and_noted(psql: psycopg.Connection, listener: CutoffListener, heard: Heard) -> None:
