@@ -378,8 +378,8 @@ class CutoffListener:
         _refuse_open_transaction(connection)
         self._position = position
         self._said.add(position)
-        ask(connection, _CONFIRM, position, str(self._canary), self.worker_id)
-        self._said = {position}
+        if ask(connection, _CONFIRM, position, str(self._canary), self.worker_id, str(self._renewals)):
+            self._said = {position}
         self.reads_done += 1
         self._away = False
         forgotten = self.cutoffs.forget(self.cutoffs.now_s())

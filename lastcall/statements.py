@@ -31,10 +31,12 @@ FROM everyone LEFT JOIN cutoffs AS c
     ON c.xid >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_snapshot(c.xid, $1::pg_snapshot)
 """
 READ_ALL: LiteralString = f"SELECT {COLUMNS} FROM cutoffs AS c"
-# No connection outlives a crash, so the position is of the incarnation that is there now.
+# No connection outlives a crash, so the position is of the incarnation that is there now. The number: what was sent on
+# a connection that was hung up, and comes late, must not replace what a later one has said.
 CONFIRM: LiteralString = """
 UPDATE workers SET snapshot = $1::pg_snapshot, canary = $2::bigint, incarnation = (SELECT id FROM incarnation)
-WHERE id = $3::uuid
+WHERE id = $3::uuid AND renewals = $4::bigint
+RETURNING renewals
 """
 WENT_BACK: LiteralString = """
 SELECT pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax(%s::pg_snapshot)

@@ -22,7 +22,7 @@ from lastcall.errors import Revoked
 from lastcall.guard import Guard
 from lastcall.listener import CANARY, CutoffListener, _of_many_rows
 from lastcall.prepared import ask, prepare
-from lastcall.statements import READ_NEW
+from lastcall.statements import CONFIRM, READ_NEW
 from tests.database.conftest import DEADLINE_S, CatchUp, one, wait_until
 from tests.unit.by_hand import HS256, token
 
@@ -311,10 +311,7 @@ def test_a_position_that_goes_backwards_fences_reads_all_anew_and_lowers_nothing
             elif how == "its last position is lost":
                 with psql.transaction():
                     psql.execute("UPDATE workers SET snapshot = '1:1:'")
-                    psql.execute(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                        " WHERE application_name = 'lastcall-listener' AND datname = current_database()"
-                    )
+                    psql.execute(TERMINATE)
             else:
                 listener._renewals = 2**53
             # A round sees it; a look, on a hint, would only write a new position.
@@ -357,6 +354,27 @@ def test_what_is_not_committed_counts_for_nothing(
     wait_until(lambda: trusted, "it trusts its memory again")
     assert set(trusted) == {TransactionStatus.IDLE}
     assert one(psql, "SELECT gen FROM everyone") == 0, "nobody is logged out"
+
+
+TERMINATE = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE application_name = 'lastcall-listener' AND datname = current_database()"
+)
+
+
+def test_a_position_that_comes_late_replaces_none_that_was_written_since(
+    psql: psycopg.Connection, listener: CutoffListener
+) -> None:
+    """A server process goes on when its listener has hung up on it. Its old position would look like a lost one."""
+    wait_until(lambda: one(psql, "SELECT snapshot IS NOT NULL FROM workers"), "its first position is written")
+    position, renewals = one(psql, "SELECT (snapshot::text, renewals) FROM workers")
+    psql.execute("SELECT pg_current_xact_id()")  # so that the position to come is another one
+    psql.execute(TERMINATE)
+    anew = "SELECT count(*) FROM workers WHERE renewals > %s AND snapshot::text <> %s"
+    wait_until(lambda: one(psql, anew, (renewals, position)) == 1, "it is registered anew")
+    prepare(psql, b"late", CONFIRM)
+    assert ask(psql, b"late", position, "0", listener.worker_id, str(renewals)) == []
+    assert one(psql, "SELECT snapshot::text FROM workers") != position
 
 
 def test_the_canary_is_refused_and_noted(psql: psycopg.Connection, listener: CutoffListener, heard: Heard) -> None:

@@ -86,6 +86,8 @@ class PlayedDatabase:
             case "renew" | "register":
                 self.renewals = 1_000_000 if self.renewals is None else self.renewals + 1
                 return Answer([(self.renewals, self.position)])
+            case "position" if parameters[3] != str(self.renewals):
+                return Answer()
             case "others?":
                 return Answer([(self.others_may_tell,)])
             case "xids behind?":

@@ -41,6 +41,21 @@ def test_the_own_row_tells_whether_the_database_went_back(
     assert listener.cutoffs.fenced is went_back
 
 
+@pytest.mark.parametrize(
+    ("renewals", "said"),
+    [
+        pytest.param(10, {"10:20:"}, id="written"),
+        pytest.param(11, {"1:2:", "10:20:"}, id="a renewal that was sent on an earlier connection came late"),
+        pytest.param(None, {"1:2:", "10:20:"}, id="the row was taken away"),
+    ],
+)
+def test_only_a_position_that_was_written_can_be_lost(
+    listener: CutoffListener, log: LOG, renewals: int | None, said: set[str]
+) -> None:
+    listener._look(PlayedDatabase(log, renewals=renewals))  # type: ignore[arg-type]
+    assert log[-1] == "position" and listener._said == said
+
+
 @pytest.mark.parametrize("renewals", [None, 10])
 def test_a_worker_that_has_read_nothing_yet_has_nothing_to_compare(
     listener: CutoffListener, log: LOG, renewals: int | None
