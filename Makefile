@@ -45,7 +45,7 @@ format: setup-dev ## put code, templates and SQL into form
 	@$(BIN) -m djlint --reformat --quiet templates || true
 	@$(BIN) -m sqlfluff fix --quiet --nocolor schema.sql
 
-bench: setup-dev ## measure what a guarded request costs, beside bare Flask and PyJWT
+bench: setup-dev ## what a check, a receipt and a list cost, side by side; writes docs/performance.md
 	@$(BIN) -m bench
 
 lock: setup-dev ## resolve the newest versions that fit the *.in files, with hashes

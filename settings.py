@@ -55,6 +55,7 @@ class Settings:
     trusted_proxies: int
     secure_cookies: bool
     streams_per_worker: int
+    demo_sessions: int
 
     @property
     def longest_lifetime(self) -> int:
@@ -105,6 +106,7 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         trusted_proxies=_integer(env, "LASTCALL_TRUSTED_PROXIES", 0, 0, 10),
         secure_cookies=_boolean(env, "LASTCALL_SECURE_COOKIES", False),
         streams_per_worker=_integer(env, "LASTCALL_STREAMS_PER_WORKER", 24, 1, 200),
+        demo_sessions=_integer(env, "LASTCALL_DEMO_SESSIONS", 0, 0, 10_000_000),
     )
 
 

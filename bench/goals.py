@@ -12,7 +12,8 @@ def ratios(values: list[float], base: list[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`found` are the figures by what they are of, all of which must keep within `limit`; of many, `worst_only`."""
+    """`found` are the figures by what they are of, all of which must keep within `limit`. Of many `worst_only` shows
+    those that do not, or the one that comes nearest."""
 
     what: str
     limit: float
@@ -22,11 +23,14 @@ class Goal:
 
     @property
     def is_met(self) -> bool:
-        return all(value >= self.limit if self.at_least else value <= self.limit for value in self.found.values())
+        return not self._past_the_limit()
+
+    def _past_the_limit(self) -> list[str]:
+        return [of for of, value in self.found.items() if (value < self.limit if self.at_least else value > self.limit)]
 
     def line(self) -> str:
         found = sorted(self.found.items(), key=lambda item: item[1], reverse=not self.at_least)
-        shown = dict(found[:1]) if self.worst_only else self.found
+        shown = dict(found[: max(1, len(self._past_the_limit()))]) if self.worst_only else self.found
         figures = "; ".join(f"{of}: {value:.3g}" if of else f"{value:.3g}" for of, value in shown.items())
         limit = f"{'at least' if self.at_least else 'at most'} {self.limit:g}"
         return f"| {self.what} | {limit} | {figures} | {'yes' if self.is_met else '**no**'} |"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import jwt
 
 from bench.goals import Goal, ratios
+from bench.plot import Bar, bars
 from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.guard import Guard
 from lastcall.tokens import ALGORITHMS, KeyRing, generate_signing_key, issue
@@ -104,6 +105,14 @@ def table(found: dict[str, list[float]]) -> list[str]:
         spread = f"{min(times):.3f} to {max(times):.3f}"
         lines.append(f"| {name} | {statistics.median(values):.2f} | {statistics.median(times):.3f} | {spread} |")
     return lines
+
+
+def plots(found: dict[str, list[float]]) -> dict[str, str]:
+    rows = [
+        Bar(name, statistics.median(values), min(values), max(values), ours=name.startswith("guard"))
+        for name, values in found.items()
+    ]
+    return {"in-process": bars("One check in one process", "microseconds", rows, logarithmic=True)}
 
 
 def goals(found: dict[str, list[float]]) -> list[Goal]:

@@ -83,7 +83,7 @@ def goals(found: Found) -> list[Goal]:
             worst_only=True,
         ),
         Goal("to the receipt, p95, ms", 50, {what: summary(of)[1] for what, of in acts.items()}),
-        Goal(f"growth from {int(least):,} to {int(most):,}", 2, growth, worst_only=True),
+        Goal(f"growth of the median from {int(least):,} to {int(most):,}", 2, growth, worst_only=True),
     ]
 
 

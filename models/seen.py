@@ -1,4 +1,5 @@
-"""When sessions were last seen: gathered in memory, written in one statement, at most once a minute a session."""
+"""When sessions were last seen: gathered in memory, written in one statement, at most once a minute a session and
+process."""
 
 from __future__ import annotations
 

@@ -64,9 +64,8 @@ def _database(settings: Settings) -> Iterator[EmbeddedPostgres | None]:
 def _serve(settings: Settings, server: EmbeddedPostgres | None) -> int:
     with console.status("Preparing the database …"):
         invented = _prepare(settings)
-    sessions = int(os.environ.get("LASTCALL_DEMO_SESSIONS") or 0)
-    if sessions:
-        _invent_sessions(settings, sessions)
+    if settings.demo_sessions:
+        _invent_sessions(settings)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if server is not None:
         server.let_in(APP)
@@ -123,13 +122,13 @@ def _prepare(settings: Settings) -> str | None:
         raise StartError(f"the database could not be prepared: {' '.join(str(error).split())[:300]}") from None
 
 
-def _invent_sessions(settings: Settings, sessions: int) -> None:
+def _invent_sessions(settings: Settings) -> None:
     from models import demo
     from models.session_filter import SessionFilter
     from models.session_list import list_sessions
 
     with create_app(settings).app_context():
-        missing = sessions - list_sessions(SessionFilter(), limit=1).total
+        missing = settings.demo_sessions - list_sessions(SessionFilter(), limit=1).total
         if missing > 0:
             with console.status(f"Inventing {missing} sessions …"):
                 for _ in demo.invent_sessions(missing, settings):

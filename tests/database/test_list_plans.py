@@ -1,4 +1,5 @@
-"""The list of sessions reads indices: EXPLAIN of every query of every filter, order and state, on 60,000 sessions.
+"""The lists read indices: EXPLAIN of every query of every filter, order and state of the sessions, on 60,000 of them,
+and of the lists of users and revocations.
 
 Counts are exact up to 500 here, which is to 50,000 live sessions what 10,000 is to a million.
 """
@@ -20,8 +21,10 @@ from bench import crowd
 from models import force_logout, session_list
 from models.audit import Actor as Who
 from models.database import db, transaction
+from models.revocation import list_revocations
 from models.session_filter import SessionFilter
 from models.session_list import SORTS, STATES, list_sessions
+from models.user import list_users
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE, running_app
 from tests.database.conftest import one, statements
@@ -117,21 +120,28 @@ def looks_at_few(psql: psycopg.Connection, wanted: SessionFilter, **options: Any
     with statements(db.engine) as sent:
         page = list_sessions(wanted, **options)
     looked_at = 0
+    for node, rows, told in planned(psql, sent, "login_sessions"):
+        if node.get("Relation Name") == "login_sessions":
+            assert node["Node Type"] != "Seq Scan", told
+            looked_at += rows
+        assert "Sort" not in node["Node Type"] or rows <= EXACTLY_TO + 1, told
+        if node["Node Type"] == "Bitmap Index Scan" and node["Index Name"].startswith("login_sessions"):
+            assert rows <= 2 * EXACTLY_TO, told
+    assert looked_at <= MOST_ROWS, f"{looked_at:g} rows were looked at: {[statement for statement, _ in sent]}"
+    return page
+
+
+def planned(
+    psql: psycopg.Connection, sent: list[tuple[str, Any]], table: str
+) -> Iterator[tuple[dict[str, Any], float, str]]:
+    """Each node of the plan of each statement on this table, how many rows it looked at, and what to tell of it."""
     for statement, parameters in sent:
-        if "login_sessions" not in statement or statement.startswith("EXPLAIN"):
+        if table not in statement or statement.startswith("EXPLAIN"):
             continue
         plan = one(psql, "EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters)[0]["Plan"]
         for node in nodes(plan):
             rows = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
-            told = f"{node['Node Type']} of {rows:g} rows in {statement}\n{parameters}\n{plan}"
-            if node.get("Relation Name") == "login_sessions":
-                assert node["Node Type"] != "Seq Scan", told
-                looked_at += rows
-            assert "Sort" not in node["Node Type"] or rows <= EXACTLY_TO + 1, told
-            if node["Node Type"] == "Bitmap Index Scan" and node["Index Name"].startswith("login_sessions"):
-                assert rows <= 2 * EXACTLY_TO, told
-    assert looked_at <= MOST_ROWS, f"{looked_at:g} rows were looked at: {[statement for statement, _ in sent]}"
-    return page
+            yield node, rows, f"{node['Node Type']} of {rows:g} rows in {statement}\n{parameters}\n{plan}"
 
 
 def wanted_by(psql: psycopg.Connection, given: dict[str, Any]) -> SessionFilter:
@@ -214,3 +224,42 @@ def test_what_has_just_ended_and_is_not_marked_yet_costs_no_more(ending_psql: ps
     for wanted in (SessionFilter(), SessionFilter(state="ended"), SessionFilter(state="all")):
         looks_at_few(ending_psql, wanted)
         looks_at_few(ending_psql, replace(wanted, client=crowd.CLIENT), sort="username")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{}, {"q": crowd.RARE_NAME}, {"q": crowd.COMMON_NAME}, {"role": crowd.RARE_ROLE}, {"role": crowd.COMMON_ROLE}],
+    ids=str,
+)
+def test_a_page_of_users_is_found_by_indices_wherever_it_lies(
+    crowd_psql: psycopg.Connection, wanted: dict[str, str]
+) -> None:
+    cursor = None
+    for _ in range(3):
+        with statements(db.engine) as sent:
+            found, cursor = list_users(**wanted, cursor=cursor)
+        assert found
+        nodes_found = list(planned(crowd_psql, sent, "users"))
+        assert nodes_found
+        for node, rows, told in nodes_found:
+            assert rows <= (MOST_ROWS if node.get("Relation Name") else EXACTLY_TO), told
+            assert node["Node Type"] != "Seq Scan", told
+        if cursor is None:
+            break
+
+
+def test_a_page_of_the_history_is_found_by_an_index_wherever_it_lies(ending_psql: psycopg.Connection) -> None:
+    ending_psql.execute(
+        "INSERT INTO revocations"
+        " (id, scope, subject, actor_name, cause, cutoff_at, sessions_ended, expires_at, created_at)"
+        " SELECT gen_random_uuid(), 'user', gen_random_uuid(), 'root', 'force_logout', at, 1, at, at"
+        " FROM (SELECT now() - n * interval '1 min' AS at FROM generate_series(1, 20000) AS n) AS made"
+    )
+    ending_psql.execute("ANALYZE revocations")
+    cursor = None
+    for _ in range(3):
+        with statements(db.engine) as sent:
+            found, cursor = list_revocations(limit=200, cursor=cursor)
+        assert len(found) == 200
+        for node, rows, told in planned(ending_psql, sent, "revocations"):
+            assert rows <= 201 and "Sort" not in node["Node Type"], told

@@ -68,6 +68,7 @@ GOOD: dict[str, tuple[str, str, Any]] = {
     "LASTCALL_STALE": ("refuse", "stale", "refuse"),
     "LASTCALL_REVOKE_ON_ROLE_REMOVAL": ("false", "revoke_on_role_removal", False),
     "LASTCALL_LISTEN_URL": (URL, "listen_url", URL),
+    "LASTCALL_DEMO_SESSIONS": ("2000", "demo_sessions", 2000),
     "SECRET_KEY": (COOKIE_KEY, "secret_key", COOKIE_KEY),
 }
 
@@ -91,6 +92,7 @@ BAD: dict[str, list[str]] = {
     "LASTCALL_REFRESH_TTL": ["0", "-1", "two weeks", "31536001"],
     "LASTCALL_SESSION_MAX_AGE": ["0", "-1", "never", "315360001"],
     "LASTCALL_LEASE": ["0", "0.1", "-2", "61", "nan", "inf", "-inf", "1e400", "2s", "two", "2,0"],
+    "LASTCALL_DEMO_SESSIONS": ["many", "-1", "10000001"],
     "LASTCALL_STALE": ["Ask", "accept", "ask refuse", " ask"],
     "LASTCALL_REVOKE_ON_ROLE_REMOVAL": ["maybe", "2", "ja", "true false", "none"],
     "SECRET_KEY": ["Kx7", "Kx7" * 5],
