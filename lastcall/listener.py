@@ -130,7 +130,7 @@ class CutoffListener:
     def _start(self) -> None:
         if self._pid:  # forked: what the parent read may be old, and its connection is the parent's
             self.cutoffs.lease_until_ns, self.cutoffs.loaded = 0, False
-            self._connection = None
+            self._connection = self._other = None
             self._turns.end()
         self.worker_id = str(uuid.uuid4())
         self._position, self._said, self._renewals, self._asks_since_ns = None, {None}, 0, 0
@@ -310,24 +310,25 @@ class CutoffListener:
                 "lease_s": self.lease_s,
             },
         ).fetchone()
-        renewals, found = row or (0, None)
-        if self._has_gone_back(connection, renewals, found):
+        renewals, found, is_new = row or (0, None, True)
+        if self._has_gone_back(connection, renewals, found, is_new=is_new):
             # Whatever fails from here on: it stays in doubt, and the row that told is new.
             self.cutoffs.fence()
             self._doubted_gen = max(self._doubted_gen or 0, self.cutoffs.everyone_gen)
         self._renewals, self._said = renewals, {None}
         return self._doubted_gen is not None
 
-    def _has_gone_back(self, connection: psycopg.Connection, renewals: int, found: str | None) -> bool:
+    def _has_gone_back(self, connection: psycopg.Connection, renewals: int, found: str | None, *, is_new: bool) -> bool:
         """By the number and the position that the own row had when it was registered again."""
         if self._position is None:
             return False
-        if 0 < renewals <= self._renewals:
+        if not is_new and renewals <= self._renewals:
             return True
-        if renewals == self._renewals + 1 or found is not None:
+        if not is_new and (renewals == self._renewals + 1 or found is not None):
             # No renewal was lost. A revocation that returned after the last one had this worker's position before.
             return found not in self._said
-        # The row was gone: deleted because nothing moved for long, or lost. Then the transaction ids tell.
+        # The row was gone: deleted because nothing moved for long, or lost. Then the transaction ids tell, and not its
+        # number, which is new: a lower one where the database's clock stepped back.
         row = connection.execute(statements.WENT_BACK, (self._position,)).fetchone()
         return bool(row and row[0])
 

@@ -16,7 +16,7 @@ VALUES (
 )
 ON CONFLICT (id) DO UPDATE SET
     renewals = workers.renewals + 1, renewed_at = clock_timestamp(), snapshot = NULL, incarnation = excluded.incarnation
-RETURNING renewals, (SELECT snapshot FROM before)
+RETURNING renewals, (SELECT snapshot FROM before), xmax = 0 AS is_new
 """
 RENEW: LiteralString = (
     "UPDATE workers SET renewals = renewals + 1, renewed_at = clock_timestamp() WHERE id = %s RETURNING renewals"

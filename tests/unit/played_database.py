@@ -46,7 +46,8 @@ class Answer(list[tuple[Any, ...]]):
 
 
 class PlayedDatabase:
-    """`renewals` and `position` are in the worker's row; None: there is no row, and a new one begins at a million."""
+    """`renewals` and `position` are in the worker's row; None: there is no row, and a new one begins at
+    `new_number`."""
 
     def __init__(
         self,
@@ -59,11 +60,12 @@ class PlayedDatabase:
         purged_us: int = 0,
         heard: bool = True,
         others_may_tell: bool = False,
+        new_number: int = 1_000_000,
     ) -> None:
         self.log, self.renewals, self.xids_behind = log, renewals, xids_behind
         self.position = position if renewals is not None else None
         self.now_us, self.purged_us, self.heard, self.hints = now_us, purged_us, heard, 0
-        self.others_may_tell = others_may_tell
+        self.others_may_tell, self.new_number = others_may_tell, new_number
         self.rows: list[tuple[Any, ...]] = [ROW]
         self.sent: dict[str, tuple[str, Any]] = {}
         self.listener: CutoffListener | None = None
@@ -84,8 +86,9 @@ class PlayedDatabase:
             case "renew" if self.renewals is None:
                 return Answer()
             case "renew" | "register":
-                self.renewals = 1_000_000 if self.renewals is None else self.renewals + 1
-                return Answer([(self.renewals, self.position)])
+                is_new = self.renewals is None
+                self.renewals = self.new_number if self.renewals is None else self.renewals + 1
+                return Answer([(self.renewals, self.position, is_new)])
             case "position" if parameters[3] != str(self.renewals):
                 return Answer()
             case "others?":

@@ -41,6 +41,13 @@ def test_the_own_row_tells_whether_the_database_went_back(
     assert listener.cutoffs.fenced is went_back
 
 
+def test_a_new_row_with_a_lower_number_is_no_loss_the_clock_stepped_back(listener: CutoffListener, log: LOG) -> None:
+    assert not listener._register(PlayedDatabase(log, renewals=None, new_number=3))  # type: ignore[arg-type]
+    assert listener._renewals == 3
+    database = PlayedDatabase(log, renewals=None, new_number=3, xids_behind=True)
+    assert listener._register(database)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("renewals", "said"),
     [
