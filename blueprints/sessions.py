@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from blueprints.shapes import (
     SessionQuery,
     SessionsToEnd,
 )
+from lastcall.errors import DatabaseAway
 from lastcall.flask import current_claims, require_role, require_token
 from models import force_logout, sign_in
 from models.errors import BadRequest, NotFound
@@ -139,4 +141,8 @@ def end_all(body: Because, query: SessionsToEnd) -> Response:
     if wanted != SessionFilter():
         return receipt_response(force_logout.revoke_matching(wanted, who, keep_session=keep))
     receipt = force_logout.revoke_everyone(who, keep_session=keep)
-    return receipt_response(receipt, sign_in.renew(keep, client_of_request(), server().settings) if keep else None)
+    tokens = None
+    if keep:
+        with suppress(DatabaseAway):  # it is done, and the receipt says so; the refresh token gives new ones as well
+            tokens = sign_in.renew(keep, client_of_request(), server().settings)
+    return receipt_response(receipt, tokens)

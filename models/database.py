@@ -59,6 +59,13 @@ class DatabaseFull(DatabaseAway):
     retry_after_s = 5
 
 
+class NotConfirmed(DatabaseAway):
+    """It is written, but the database can't be asked at the moment who has it in force: look at the history, which
+    shows it, or ask for it again."""
+
+    code = "not_confirmed"
+
+
 # The connection itself is opened by `use_database`, from the libpq URL as it stands: several hosts, options, all of it.
 ENGINE_URL = "postgresql+psycopg://"
 ENGINE_OPTIONS: dict[str, Any] = {

@@ -17,9 +17,10 @@ from sqlalchemy import ColumnElement, false, func, literal_column, select, text,
 
 from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
+from lastcall.errors import DatabaseAway
 from lastcall.listener import CHANNEL
 from models.audit import Actor
-from models.database import changed, db, durably, expected_rows, one_statement, say_durably, transaction
+from models.database import NotConfirmed, changed, db, durably, expected_rows, one_statement, say_durably, transaction
 from models.errors import NotFound
 from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
@@ -33,6 +34,9 @@ PATIENCE_S = 10.0
 
 AT_FIRST_MS = 30
 """How long it holds a connection to be told at once (milliseconds): most confirmations are there by then."""
+
+_AWAY_S = 0.3
+"""How long it tries again when the database is away (seconds): a connection that was cut, not a database that is."""
 
 _FORCE_LOGOUT = text("""
     SELECT subject_name, sessions_ended, cutoff_at, transaction_id::text
@@ -225,13 +229,23 @@ def confirm(
 
     First the database waits for it, then this asks again after 2, 4, 6, … ms, at most 20, and holds no connection
     meanwhile. Never claims what it has not seen: past `patience_s` the answer names who has not confirmed.
+
+    Raises NotConfirmed when the database goes away: what was done has been written all the same.
     """
     started_ns = boottime_ns()
     since_ns = since_ns if since_ns is not None else started_ns
-    within_ms, pause_s = AT_FIRST_MS, 0.002
+    within_ms, pause_s, away_since_ns = AT_FIRST_MS, 0.002, 0
     while True:
         asked_ns = boottime_ns()
-        reading = read_workers(position, within_ms=within_ms)
+        try:
+            reading = read_workers(position, within_ms=within_ms)
+        except DatabaseAway:
+            away_since_ns = away_since_ns or asked_ns
+            if boottime_ns() - away_since_ns > _AWAY_S * 1e9:
+                raise NotConfirmed from None
+            time.sleep(0.02)
+            continue
+        away_since_ns = 0
         rows, fenced = reading.rows, watch.observe(reading, asked_ns, boottime_ns())
         confirmed = [row.id for row in rows if row.confirmed]
         waiting = [row.id for row in rows if not row.confirmed and row.id not in fenced]

@@ -25,7 +25,7 @@ from lastcall.strict import write_base64url
 from lastcall.tokens import issue
 from models import passwords
 from models.audit import Actor
-from models.database import Busy, db, each_alone, position_of_transaction, say, say_durably, transaction
+from models.database import Busy, NotConfirmed, db, each_alone, position_of_transaction, say, say_durably, transaction
 from models.device import describe_device
 from models.errors import NotAllowed, NotFound, RefreshRejected, WrongCredentials
 from models.force_logout import Receipt, revoke_session
@@ -232,7 +232,7 @@ def change_password(
     """Give oneself a new password: every other session ends, this one goes on under new tokens.
 
     Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled, Revoked;
-    NotFound for a session that is none of this user's.
+    NotFound for a session that is none of this user's; NotConfirmed when it is done, and there are no new tokens.
     """
     user = prove_password(claims, current, client)
     password_hash = passwords.hash_password(new)
@@ -259,7 +259,10 @@ def change_password(
             {"gen": gen, "id": claims.sid},
         )
         position = position_of_transaction()
-    return renew(claims.sid or "", client, settings), position
+    try:
+        return renew(claims.sid or "", client, settings), position
+    except DatabaseAway:
+        raise NotConfirmed from None
 
 
 # ---------------------------------------------------------------------------------------------- minting, step by step

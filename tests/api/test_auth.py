@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 
 from models import passwords, sign_in
 from models import user as users
-from models.database import db
+from models.database import Busy, db
 from settings import from_environment
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt
@@ -267,6 +267,21 @@ def test_without_a_token_one_is_asked_for(client: FlaskClient) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- password
+
+
+def test_what_was_written_is_never_said_to_be_undone_because_there_are_no_new_tokens(
+    root: Actor, alice: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def renew(*_: Any) -> sign_in.Tokens:
+        raise Busy  # "so nothing was changed"
+
+    monkeypatch.setattr(sign_in, "renew", renew)
+    given = {"current": PASSWORD, "new": "something else"}
+    problem(alice.post("/auth/password", json=given), 503, "not_confirmed")
+    problem(login(alice.client, "alice", PASSWORD), 401, "wrong_credentials")
+    body = receipt(root.delete("/admin/sessions?keep_current=true"), scope="everyone")
+    assert body.get("tokens") is None
+    assert refresh(root).status_code == 200
 
 
 def test_a_new_password_ends_every_other_session_and_gives_new_tokens(alice: Actor, client: FlaskClient) -> None:

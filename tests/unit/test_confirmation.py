@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lastcall.errors import DatabaseAway
 from models import force_logout
+from models.database import Busy, NotConfirmed
 from models.worker import MARGIN_S, Reading, WorkerRow, WorkerWatch
 from tests.unit.model import REVOCATION
 
@@ -15,9 +17,9 @@ class Table:
     """What `read_workers` finds, reading by reading; time passes in `sleep`, and while it reads."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, *readings: list[WorkerRow] | Reading, reading_ns: int = 0
+        self, monkeypatch: pytest.MonkeyPatch, *readings: list[WorkerRow] | Reading | DatabaseAway, reading_ns: int = 0
     ) -> None:
-        self.readings = [found if isinstance(found, Reading) else Reading(found, "first", True) for found in readings]
+        self.readings = [Reading(found, "first", True) if isinstance(found, list) else found for found in readings]
         self.reading_ns = reading_ns
         self.now_ns = SECOND_NS
         self.log: list[str] = []
@@ -30,7 +32,10 @@ class Table:
         self.log.append("rows")
         self.within_ms.append(within_ms)
         self.now_ns += self.reading_ns
-        return self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+        found = self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+        if isinstance(found, DatabaseAway):
+            raise found
+        return found
 
     def clock(self) -> int:
         self.log.append("clock")
@@ -131,3 +136,21 @@ def test_patience_counts_from_the_confirmation_not_from_the_commit(monkeypatch: 
     table = Table(monkeypatch, [waiting], [waiting], [DONE])
     assert force_logout.confirm("7", WorkerWatch(), patience_s=1.0, since_ns=-(10**12)).in_force
     assert table.log.count("rows") == 3
+
+
+@pytest.mark.parametrize("error", [DatabaseAway(), Busy()], ids=["away", "busy"])
+def test_a_connection_that_was_cut_costs_no_receipt(monkeypatch: pytest.MonkeyPatch, error: DatabaseAway) -> None:
+    table = Table(monkeypatch, [WorkerRow("a", 1, 2.0, False)], error, error, [WorkerRow("a", 1, 2.0, True)])
+    assert force_logout.confirm("7", WorkerWatch()).in_force
+    assert table.log.count("rows") == 4
+
+
+@pytest.mark.parametrize("error", [DatabaseAway(), Busy()], ids=["away", "busy"])
+@pytest.mark.parametrize("reading_s", [0.0, 0.7])
+def test_a_database_that_stays_away_is_not_waited_for_and_nobody_is_told_that_nothing_was_done(
+    monkeypatch: pytest.MonkeyPatch, error: DatabaseAway, reading_s: float
+) -> None:
+    table = Table(monkeypatch, error, reading_ns=int(reading_s * SECOND_NS))
+    with pytest.raises(NotConfirmed, match="It is written"):
+        force_logout.confirm("7", WorkerWatch())
+    assert table.now_ns < 2 * SECOND_NS
