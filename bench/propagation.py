@@ -1,10 +1,11 @@
 """From the return of COMMIT until no check of a worker process accepts the token any more, by the number of workers:
 Lastcall, Redis pub/sub published right after the same COMMIT, and polling the table each second, all in the same
-processes at the same time. With Lastcall that is so once a worker has been told and looks: checks that come from then
-on wait for what it finds (docs/listener.md); "applied": until that is in its memory. With the others it is so once the
-cutoff is in the worker's memory. "Alone": Lastcall without the PUBLISH; Redis after a COMMIT of the same size that no
-listener hears of; the kinds take turns within a case. A worker that is told before COMMIT has returned counts as 0. Loaded: each worker also runs a thread that does nothing but check tokens. The
-figures are of every worker and every cutoff; "slowest" is the median of the worker that has it last."""
+processes at the same time. With Lastcall that is so once a worker has been told and looks: checks that come from
+then on wait for what it finds (docs/listener.md); "applied": until that is in its memory. With the others it is so
+once the cutoff is in the worker's memory. "Alone": Lastcall without the PUBLISH; Redis after a COMMIT of the same
+size that no listener hears of; the kinds take turns within a case. A worker that is told before COMMIT has returned
+counts as 0. Loaded: each worker also runs a thread that does nothing but check tokens. The figures are of every
+worker and every cutoff; "slowest" is the median of the worker that has it last."""
 
 from __future__ import annotations
 

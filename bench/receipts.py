@@ -1,6 +1,6 @@
 """From the DELETE to its receipt: force logouts on real gunicorn workers and a real, durable PostgreSQL. Loaded: each
-worker also answers guarded requests on a kept-alive connection, one after the other as fast as they are answered. One case
-after the other: idle, then loaded, from 1 worker to 16."""
+worker also answers guarded requests on a kept-alive connection, one after the other as fast as they are answered.
+One case after the other: idle, then loaded, from 1 worker to 16."""
 
 from __future__ import annotations
 
