@@ -13,7 +13,7 @@ from blueprints.operation import query_given, read_form
 from blueprints.server import actor, server, session_to_keep
 from blueprints.sessions import session_filter
 from blueprints.shapes import Because, SessionQuery
-from blueprints.words import in_force
+from blueprints.words import count, in_force
 from lastcall.flask import current_claims
 from models import force_logout
 from models.errors import BadRequest
@@ -97,7 +97,7 @@ def end_all() -> ResponseReturnValue:
     keep = session_to_keep(current_claims) if request.form.get("keep_me") else None
     receipt = force_logout.revoke_everyone(actor(current_claims, reason_given()), keep_session=keep)
     # Whoever is kept goes on by his refresh token, in every tab: blueprints/console.py.
-    return _receipt_fragment(receipt)
+    return _receipt_fragment(receipt, kept=keep is not None)
 
 
 @bp.get("/shown/logout")
@@ -116,7 +116,7 @@ def end_shown() -> ResponseReturnValue:
     prove_again()  # a wide filter is everyone
     keep = session_to_keep(current_claims) if request.form.get("keep_me") else None
     receipt = force_logout.revoke_matching(wanted, actor(current_claims, reason_given()), keep_session=keep)
-    return _receipt_fragment(receipt)
+    return _receipt_fragment(receipt, kept=keep is not None)
 
 
 def reason_given() -> str | None:
@@ -124,19 +124,20 @@ def reason_given() -> str | None:
     return read_form(Because, {"reason": request.form.get("reason", "").strip() or None}).reason
 
 
-def _receipt_fragment(receipt: Receipt) -> Response:
-    """The receipt for the status region, once it is in force."""
+def _receipt_fragment(receipt: Receipt, *, kept: bool = False) -> Response:
+    """The receipt for the status region, once it is in force. `kept`: not for the admin's own session."""
     receipt = force_logout.confirmed(receipt, server().watch)
-    return done(render_template("_receipt.html", receipt=receipt), receipt.workers)
+    ended = f"{count(receipt.sessions_ended, 'session')} ended."
+    return done(render_template("_receipt.html", receipt=receipt), ended, None if kept else receipt.workers)
 
 
-def done(status: str, workers: Confirmation | None = None) -> Response:
-    """A text for the status region; the dialog closes, and the tables look again. Whoever signed himself out by it is
-    led to the door, with the proof that `workers` are."""
+def done(status: str, text: str = "", workers: Confirmation | None = None) -> Response:
+    """A text for the status region; the dialog closes, and the tables look again. Who has signed himself out by it is
+    led to the door, where `text` says what was done, and `workers` prove it."""
     if workers is not None and was_signed_out():
         session.clear()
         so_far = f"Not in force everywhere yet: {workers.confirmed} of {workers.live} workers have confirmed"
-        flash(f"You have signed yourself out. {in_force(workers) if workers.in_force else so_far}.")
+        flash(f"{in_force(workers) if workers.in_force else so_far}. {text} You are signed out as well.")
         return Response(status=204, headers={"HX-Redirect": url_for("console.login")})
     return Response(status, headers={"HX-Trigger": "lastcall:done"}, content_type="text/html; charset=utf-8")
 

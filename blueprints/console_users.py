@@ -129,8 +129,6 @@ def _roles_given() -> list[str]:
 
 def _done(changed: Changed, text: str) -> Response:
     workers = confirm(changed.position, server().watch) if changed.position is not None else None
-    name = changed.user.username if changed.user is not None else ""
-    page = render_template(
-        "_changed.html", text=text.replace("{name}", name), workers=workers, ended=changed.sessions_ended
-    )
-    return done(page, workers)
+    text = text.replace("{name}", changed.user.username if changed.user is not None else "")
+    page = render_template("_changed.html", text=text, workers=workers, ended=changed.sessions_ended)
+    return done(page, text, workers)

@@ -84,6 +84,8 @@ document.addEventListener("htmx:afterSettle", (event) => {
     dialog.remove();
     if (opener) document.getElementById(opener)?.focus();
   });
+  // What is under way can't be cancelled, and its answer would be lost with the dialog.
+  dialog.addEventListener("cancel", (event) => isBusy(dialog) && event.preventDefault());
   dialog.showModal();
   (dialog.querySelector("input:not([type=hidden])") ?? dialog).focus();
   const phrase = dialog.querySelector("[data-phrase]");
@@ -113,6 +115,9 @@ document.addEventListener("htmx:responseError", (event) => {
   toast(detail);
 });
 document.addEventListener("htmx:sendError", () => toast("The server can't be reached. Nothing is known to have changed."));
+document.addEventListener("htmx:timeout", () =>
+  toast("No answer within 30 s. It may be done all the same: look at the history before you try again."),
+);
 
 function toast(text) {
   const place = document.querySelector("dialog[open] form") ?? document.getElementById("toasts");
@@ -132,31 +137,37 @@ let stream = null;
 let polling = 0;
 let waiting = new Set();
 
-function look(topics) {
-  if (waiting.size === 0) setTimeout(refresh, 100);
+function look(topics, delay = 100) {
+  if (waiting.size === 0) setTimeout(refresh, delay);
   topics.forEach((topic) => waiting.add(topic));
 }
 
 function refresh() {
-  if (changes > 0) return void setTimeout(refresh, 200);
   const topics = waiting;
   waiting = new Set();
   for (const table of document.querySelectorAll("[data-live]")) {
-    if (table.dataset.live.split(" ").some((topic) => topics.has(topic))) htmx.trigger(table, "lastcall:changed");
+    const wanted = table.dataset.live.split(" ").filter((topic) => topics.has(topic));
+    if (wanted.length === 0) continue;
+    if (isChanging() || isBusy(table)) look(wanted, 200);
+    else htmx.trigger(table, "lastcall:changed");
   }
 }
 
 // Whoever signs himself out is led to the door by the answer to that, which holds the proof: no table may be first.
-let changes = 0;
+const changes = new Map();
+const isChanging = () => [...changes.values()].some((since) => Date.now() - since < 30000);
 const isChange = (detail) => detail.requestConfig.verb !== "get";
 const leadsAway = (detail) => detail.xhr.getResponseHeader("HX-Redirect") !== null;
 document.addEventListener("htmx:beforeSend", ({ detail }) => {
   if (!isChange(detail)) return;
-  changes += 1;
-  detail.xhr.addEventListener("loadend", () => (changes -= !leadsAway(detail)));
+  changes.set(detail.xhr, Date.now());
+  detail.xhr.addEventListener("loadend", () => leadsAway(detail) || changes.delete(detail.xhr));
+});
+document.addEventListener("submit", ({ target }) => {
+  if (target.method === "post") changes.set(target, Date.now());
 });
 document.addEventListener("htmx:beforeOnLoad", (event) => {
-  if (changes > 0 && leadsAway(event.detail) && !isChange(event.detail)) event.preventDefault();
+  if (isChanging() && leadsAway(event.detail) && !isChange(event.detail)) event.preventDefault();
 });
 
 function show(text, kind) {

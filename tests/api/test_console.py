@@ -232,7 +232,8 @@ def test_whoever_signs_himself_out_is_told_at_the_door_that_it_is_in_force(
     }[what]
     response = browser.post(path, data=form, headers={"HX-Request": "true"})
     assert response.status_code == 204 and response.headers["HX-Redirect"] == "/console/login"
-    assert "You have signed yourself out. In force on 1 of 1 workers in " in browser.get("/console/login").text
+    told = browser.get("/console/login").text
+    assert "In force on 1 of 1 workers in " in told and "You are signed out as well." in told
 
 
 def test_whoever_ends_all_but_his_own_session_stays(browser: FlaskClient, alice: Actor) -> None:

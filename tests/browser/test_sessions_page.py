@@ -117,16 +117,29 @@ def test_log_out_all_without_keep_me_leads_to_the_door(sign_in: SignIn) -> None:
     expect(page.get_by_role("status")).to_have_text(RECEIPT)
 
 
+GONE = "INSERT INTO workers (id, service, host, pid, lease_s) VALUES (gen_random_uuid(), 'gone', 'far', 1, 3)"
+"""A third worker, which is gone: an answer waits for its lease, and meanwhile the stream says what has changed."""
+
+
+def test_signing_out_is_told_at_the_door_however_long_it_takes(sign_in: SignIn, psql: psycopg.Connection) -> None:
+    page = sign_in()
+    psql.execute(GONE)
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=15_000)
+    expect(page.get_by_role("status")).to_have_text("Signed out.")
+
+
 def test_no_table_leads_to_the_door_before_the_proof_is_there(sign_in: SignIn, psql: psycopg.Connection) -> None:
     page = sign_in()
     page.get_by_role("button", name="Log out all users").click()
     dialog = page.get_by_role("dialog", name="Log out all users?")
     dialog.get_by_role("checkbox", name="Keep me signed in").uncheck()
     dialog.get_by_role("textbox").fill("log out all users")
-    # A third worker, which is gone: the answer waits for its lease, and meanwhile the stream says what has changed.
-    gone = "INSERT INTO workers (id, service, host, pid, lease_s) VALUES (gen_random_uuid(), 'gone', 'far', 1, 3)"
-    psql.execute(gone)
+    psql.execute(GONE)
     dialog.get_by_role("button", name="Log out all users").click()
+    page.keyboard.press("Escape")
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_disabled()
+    expect(dialog.get_by_text("Waiting until every worker has confirmed…")).to_be_visible()
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=15_000)
     expect(page.get_by_role("status")).to_have_text(RECEIPT)
     expect(page.get_by_role("status")).to_contain_text("1 worker fenced")
