@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
@@ -212,8 +212,9 @@ def was_signed_out() -> bool:
 
 def _to_the_door() -> Response:
     """To the sign-in page, with the reason why a session is over; htmx is told to go there as a whole page."""
+    refuse = partial(problem, 401, "signed_out", "You are signed out: sign in again.")
     if "text/event-stream" in request.headers.get("Accept", ""):  # the page's next look says why
-        return problem(401, "signed_out", "You are signed out: sign in again.")
+        return refuse()
     over = g.get("console_session_over")
     if isinstance(over, Revoked):
         reason = public_reason_of(over)
@@ -227,9 +228,9 @@ def _to_the_door() -> Response:
     here = request.full_path.rstrip("?") if request.method == "GET" and not is_fragment() else None
     door = url_for("console.login", next=here)
     if is_fragment():
-        return problem(401, "signed_out", "You are signed out: sign in again.", {"HX-Redirect": door})
+        return refuse({"HX-Redirect": door})
     if request.method != "GET":
-        return problem(401, "signed_out", "You are signed out: sign in again.")
+        return refuse()
     return cast(Response, redirect(door))
 
 

@@ -136,8 +136,7 @@ def done(status: str, text: str = "", workers: Confirmation | None = None) -> Re
     led to the door, where `text` says what was done, and `workers` prove it."""
     if workers is not None and was_signed_out():
         session.clear()
-        so_far = f"Not in force everywhere yet: {workers.confirmed} of {workers.live} workers have confirmed"
-        flash(f"{in_force(workers) if workers.in_force else so_far}. {text} You are signed out as well.")
+        flash(f"{in_force(workers)}. {text} You are signed out as well.")
         return Response(status=204, headers={"HX-Redirect": url_for("console.login")})
     return Response(status, headers={"HX-Trigger": "lastcall:done"}, content_type="text/html; charset=utf-8")
 

@@ -26,7 +26,7 @@ from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
 from models.session_filter import SessionFilter, fits, matches
 from models.session_list import count_active, count_matching
-from models.worker import WorkerWatch, read_workers
+from models.worker import Reading, WorkerWatch, read_workers
 
 LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
 PATIENCE_S = 10.0
@@ -234,18 +234,9 @@ def confirm(
     """
     started_ns = boottime_ns()
     since_ns = since_ns if since_ns is not None else started_ns
-    within_ms, pause_s, away_since_ns = AT_FIRST_MS, 0.002, 0
+    within_ms, pause_s = AT_FIRST_MS, 0.002
     while True:
-        asked_ns = boottime_ns()
-        try:
-            reading = read_workers(position, within_ms=within_ms)
-        except DatabaseAway:
-            away_since_ns = away_since_ns or asked_ns
-            if boottime_ns() - away_since_ns > _AWAY_S * 1e9:
-                raise NotConfirmed from None
-            time.sleep(0.02)
-            continue
-        away_since_ns = 0
+        asked_ns, reading = _read_at_last(position, within_ms)
         rows, fenced = reading.rows, watch.observe(reading, asked_ns, boottime_ns())
         confirmed = [row.id for row in rows if row.confirmed]
         waiting = [row.id for row in rows if not row.confirmed and row.id not in fenced]
@@ -262,6 +253,19 @@ def confirm(
             )
         time.sleep(pause_s)
         within_ms, pause_s = 0, min(pause_s + 0.002, 0.02)
+
+
+def _read_at_last(position: str, within_ms: int) -> tuple[int, Reading]:
+    """The workers' rows, and the clock from before they were asked for, though a connection was cut meanwhile."""
+    since_ns = asked_ns = boottime_ns()
+    while True:
+        try:
+            return asked_ns, read_workers(position, within_ms=within_ms)
+        except DatabaseAway:
+            if boottime_ns() - since_ns > _AWAY_S * 1e9:
+                raise NotConfirmed from None
+        time.sleep(0.02)
+        asked_ns = boottime_ns()
 
 
 def name_of(user_id: UUID) -> str:
