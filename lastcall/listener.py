@@ -14,19 +14,18 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from lastcall import statements
 from lastcall.ask import hang_up
 from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
+from lastcall.connection import Unsuitable, adjust, connect, of_many_rows, prove, refuse_open_transaction
 from lastcall.cutoffs import Cutoffs
-from lastcall.hosts import connect_to_primary
 from lastcall.prepared import ask, prepare, was_notified
 from lastcall.rows import cutoff_from_row
 from lastcall.turns import Turns, quick_turns
@@ -47,28 +46,6 @@ _STEP_NS = 2_000_000_000
 _DOUBT_LOCK = 7_530_005
 _BRING_BACK_S = 60
 """What `bring_back_cutoffs` may take (seconds)."""
-
-
-ON_A_REPLICA = "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary"
-
-
-class Unsuitable(Exception):
-    """The connection can't carry LISTEN, leads to a replica, or what it shows is not to be trusted yet."""
-
-
-@contextmanager
-def _of_many_rows(connection: psycopg.Connection) -> Iterator[None]:
-    """A transaction whose statements are planned as usual: `_prove` sets what is best for few rows, again and again."""
-    with connection.transaction():
-        connection.execute("SET LOCAL enable_seqscan = on")
-        connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
-        yield
-
-
-def _refuse_open_transaction(connection: psycopg.Connection) -> None:
-    """Before what must commit by itself: others would not see it, and what is rolled back would seem to be lost."""
-    if connection.info.transaction_status is not TransactionStatus.IDLE:
-        raise Unsuitable("a transaction is open on the listener's connection: others do not see what it writes")
 
 
 class CutoffListener:
@@ -193,19 +170,7 @@ class CutoffListener:
             )
 
     def _connect(self) -> psycopg.Connection:
-        try:
-            return connect_to_primary(
-                psycopg.connect,
-                self._conninfo,
-                autocommit=True,
-                connect_timeout=2,
-                application_name="lastcall-listener",
-                target_session_attrs="read-write",
-            )
-        except psycopg.OperationalError as error:
-            if "read-only" in str(error):
-                raise Unsuitable(ON_A_REPLICA) from None
-            raise
+        return connect(self._conninfo)
 
     @property
     def database_is_silent(self) -> bool:
@@ -214,7 +179,9 @@ class CutoffListener:
         return self._away or (since_ns != 0 and boottime_ns() - since_ns > SILENCE_S * 1e9)
 
     def _serve(self, connection: psycopg.Connection) -> None:
-        self._prove(connection)
+        with self._connect() as self._other:
+            prove(connection, self._other, wait_for_lock_s=self.lease_s)
+        adjust(connection, self.lease_s)
         self._busy_since_ns = boottime_ns()
         went_back = self._register(connection)
         self._busy_since_ns = boottime_ns()
@@ -251,49 +218,6 @@ class CutoffListener:
             if self._turns.wait(left_s, wait):
                 return True
         return False
-
-    def _prove(self, connection: psycopg.Connection) -> None:
-        """Raise Unsuitable unless this connection is direct, to a primary, and NOTIFY comes back on it."""
-        pids = set()
-        for _ in range(3):
-            row = connection.execute("SELECT pg_backend_pid(), pg_is_in_recovery()").fetchone()
-            if row is None or row[1]:
-                raise Unsuitable(ON_A_REPLICA)
-            pids.add(row[0])
-        # From another connection: a transaction-mode pooler that is idle would echo a NOTIFY of our own.
-        probe = f"lastcall_probe_{uuid.uuid4().hex}"
-        connection.execute(f"LISTEN {probe}")
-        with self._connect() as self._other:
-            # A commit that waits for its standby holds the lock of NOTIFY all the while.
-            notify = "SELECT set_config('lock_timeout', %s, FALSE), pg_notify(%s, '')"
-            try:
-                self._other.execute(notify, (f"{int(self.lease_s * 1000)}ms", probe))
-                queue_is_full = False
-            except psycopg.errors.ProgramLimitExceeded:
-                queue_is_full = True  # nobody hears anything now; the rounds read without it
-        heard = queue_is_full or list(connection.notifies(timeout=1.0, stop_after=1))
-        connection.execute(f"UNLISTEN {probe}")
-        if len(pids) != 1 or not heard:
-            raise Unsuitable(
-                "NOTIFY does not come back: a transaction-mode pooler is in between; set LASTCALL_LISTEN_URL to a"
-                " direct URL"
-            )
-        # A renewal must be durable: a crash that lost one would let an observer think that the lease is out. So must a
-        # position: by the loss of one it shows that the database has gone back.
-        connection.execute("SET synchronous_commit = on")
-        settings = {
-            # One plan, by an index even on an empty table: it is kept for a million rows.
-            "plan_cache_mode": "force_generic_plan",
-            "enable_seqscan": "off",
-            "jit": "off",
-            "statement_timeout": f"{max(int(self.lease_s * 5000), 2000)}ms",
-            # A network that goes half-open again and again must not use up max_connections.
-            "idle_session_timeout": f"{max(int(self.lease_s * 5000), 2000)}ms",
-            # Whoever was hung up on while it waited for a row is gone soon: a server process does not notice by itself.
-            "lock_timeout": f"{int(self.lease_s * 1000)}ms",
-        }
-        query = "SELECT set_config(name, setting, FALSE) FROM unnest(%s::text [], %s::text []) AS given (name, setting)"
-        connection.execute(query, (list(settings), list(settings.values())))
 
     def _register(self, connection: psycopg.Connection) -> bool:
         """Write the own row: a confirmation waits for the workers that it can see. Returns whether the database has
@@ -376,7 +300,7 @@ class CutoffListener:
             self._confirm(connection, position)
 
     def _confirm(self, connection: psycopg.Connection, position: str) -> None:
-        _refuse_open_transaction(connection)
+        refuse_open_transaction(connection)
         self._position = position
         self._said.add(position)
         if ask(connection, _CONFIRM, position, str(self._canary), self.worker_id, str(self._renewals)):
@@ -389,7 +313,7 @@ class CutoffListener:
             self._on_change()
 
     def _renew(self, connection: psycopg.Connection) -> None:
-        _refuse_open_transaction(connection)
+        refuse_open_transaction(connection)
         row = connection.execute(statements.RENEW, (self.worker_id,)).fetchone()
         if row is not None and row[0] > self._renewals:
             self._renewals = row[0]
@@ -401,7 +325,7 @@ class CutoffListener:
     def _load(self, connection: psycopg.Connection) -> None:
         """Read everything, in pieces: a million cutoffs are no silence, and use up no lease. The round that follows
         reads what has come since, and only that round lets the lease count."""
-        with _of_many_rows(connection):
+        with of_many_rows(connection):
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             connection.execute("SET LOCAL statement_timeout = 0")
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
@@ -439,7 +363,7 @@ class CutoffListener:
         were purged or forgotten since. Before the new time counts here."""
         log.warning("lastcall: the database's clock stepped back; worker %s brings back older cutoffs", os.getpid())
         try:
-            with _of_many_rows(connection):
+            with of_many_rows(connection):
                 connection.execute("SELECT set_config('statement_timeout', %s, TRUE)", (f"{_BRING_BACK_S}s",))
                 self._busy_since_ns = boottime_ns() + _BRING_BACK_S * 1_000_000_000  # one statement, however many rows
                 connection.execute("SELECT bring_back_cutoffs()")
@@ -478,7 +402,7 @@ class CutoffListener:
         known = self._doubted_gen or 0
         self._load(connection)
         held = list(self.cutoffs.all_held())
-        with suppress(psycopg.errors.InsufficientPrivilege), _of_many_rows(connection):
+        with suppress(psycopg.errors.InsufficientPrivilege), of_many_rows(connection):
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DOUBT_LOCK,))
             connection.execute("SELECT set_config('lastcall.cause', 'database_went_back', TRUE)")
             for first in range(0, len(held), _PIECE):

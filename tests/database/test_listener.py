@@ -17,10 +17,11 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from lastcall.claims import Claims
+from lastcall.connection import adjust, of_many_rows
 from lastcall.cutoffs import Cutoff, Cutoffs
 from lastcall.errors import Revoked
 from lastcall.guard import Guard
-from lastcall.listener import CANARY, CutoffListener, _of_many_rows
+from lastcall.listener import CANARY, CutoffListener
 from lastcall.prepared import ask, prepare
 from lastcall.statements import CONFIRM, READ_NEW
 from tests.database.conftest import DEADLINE_S, CatchUp, one, wait_until
@@ -231,7 +232,7 @@ def test_it_reads_what_is_new_by_an_index_though_its_plan_is_of_an_empty_table(
     psql: psycopg.Connection, database_url: str
 ) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        CutoffListener(database_url, Cutoffs())._prove(connection)
+        adjust(connection, lease_s=2.0)
         prepare(connection, b"read_new", READ_NEW)
         position = str(one(psql, "SELECT pg_current_snapshot()::text"))
         for rows in (0, 50_000):
@@ -245,7 +246,7 @@ def test_it_reads_what_is_new_by_an_index_though_its_plan_is_of_an_empty_table(
             plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN EXECUTE read_new('{position}')"))
             assert "Seq Scan on cutoffs" not in plan and "cutoffs_xid" in plan, plan
             assert "JIT" not in plan, plan
-        with _of_many_rows(connection):
+        with of_many_rows(connection):
             all_of_them = "EXPLAIN SELECT subject, xid FROM cutoffs WHERE expires_at > now()"
             plan = "\n".join(row[0] for row in connection.execute(all_of_them))
         assert "Seq Scan on cutoffs" in plan and "Disabled" not in plan, plan
