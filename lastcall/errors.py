@@ -9,7 +9,7 @@ class LastcallError(Exception):
     code = "error"
 
     def __init__(self, detail: str | None = None) -> None:
-        super().__init__(detail or type(self).__doc__)
+        super().__init__(detail or " ".join((type(self).__doc__ or "").split()))
 
     @property
     def detail(self) -> str:
