@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import secrets
 import threading
 import time
@@ -105,6 +106,8 @@ class Site:
         self._all_of_it_while_it_purges(names)
         yield "while it purges"
         yield from self._one_user()
+        self._end_by_filter()
+        yield "what a filter finds"
 
     def _queries(self) -> Iterator[tuple[str, str]]:
         row = self._psql.execute(
@@ -169,6 +172,13 @@ class Site:
             if (receipt["sessions_ended"], left) != (OF_ONE_USER, 0):
                 raise SystemExit(f"bench: {left} sessions are left: {receipt}")
             yield f"force logout of a user with {many}"
+
+    def _end_by_filter(self) -> None:
+        """One session in 32, but 30,000 at most, in transactions of 12,000."""
+        network = f"10.8.0.0/{8 + max(5, math.ceil(math.log2(self._size / 30_000)))}"
+        receipt = self._in_force("by a filter", "DELETE", f"{LIST}?ip={quote(network)}")
+        (took_ms,) = self.took.pop("by a filter")
+        self.took["sessions ended by a filter a second"] = [receipt["sessions_ended"] / took_ms * 1000]
 
     def _make_user(self, name: str) -> str:
         body = {"username": name, "password": PASSWORD}

@@ -52,11 +52,31 @@ class Busy(DatabaseAway):
     retry_after_s = 2
 
 
+class TooSlow(DatabaseAway):
+    """The database did not get done with this in time, so nothing was changed: ask for less at once (a filter that
+    finds fewer sessions), or try again when it has less to do."""
+
+    code = "database_slow"
+    retry_after_s = 2
+
+
 class DatabaseFull(DatabaseAway):
     """The database has no space left on its disk, so nothing was changed: make room there, then try again."""
 
     code = "database_full"
     retry_after_s = 5
+
+
+class PartlyDone(DatabaseAway):
+    """Some of what was asked for is written, and the rest is not: the database was away, busy or full."""
+
+    code = "partly_done"
+
+    def __init__(self, sessions_ended: int) -> None:
+        super().__init__(
+            f"{sessions_ended:,} sessions have ended, and others go on: it broke off, because the database was away,"
+            " busy or full. Ask for the same again, to end the others; the history shows what is done."
+        )
 
 
 class NotConfirmed(DatabaseAway):
@@ -116,7 +136,7 @@ def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> N
 
 @contextmanager
 def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
-    """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway, Busy or DatabaseFull."""
+    """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway or one of its kinds."""
     patience: Patience | None = current_app.extensions.get("lastcall_patience")
     if patience is not None:
         patience.begin()
@@ -164,6 +184,8 @@ def database_errors() -> Iterator[None]:
     except exc.DBAPIError as error:
         if isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
             raise Busy from None
+        if isinstance(error.orig, psycopg.errors.QueryCanceled):
+            raise TooSlow from None
         if isinstance(error.orig, psycopg.errors.DiskFull):
             raise DatabaseFull from None
         if error.connection_invalidated or _means_away(error.orig):
@@ -172,7 +194,7 @@ def database_errors() -> Iterator[None]:
 
 
 def _means_away(error: BaseException | None) -> bool:
-    if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.ReadOnlySqlTransaction):
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return True
     if isinstance(error, psycopg.errors.FeatureNotSupported) and "during recovery" in str(error):
         return True  # a replica

@@ -9,28 +9,44 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, false, func, literal_column, select, text, update
+from sqlalchemy import ColumnElement, any_, false, func, literal_column, select, text, update
 
 from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
 from lastcall.errors import DatabaseAway
 from lastcall.listener import CHANNEL
 from models.audit import Actor
-from models.database import NotConfirmed, changed, db, durably, expected_rows, one_statement, say_durably, transaction
+from models.database import (
+    NotConfirmed,
+    PartlyDone,
+    TooSlow,
+    changed,
+    db,
+    durably,
+    expected_rows,
+    one_statement,
+    say_durably,
+    transaction,
+    uuid_array,
+)
 from models.errors import NotFound
 from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
-from models.session_filter import SessionFilter, fits, matches
+from models.session_filter import SessionFilter, fits, is_one_of, matches
 from models.session_list import count_active, count_matching
 from models.worker import Reading, WorkerWatch, read_workers
 
 LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
 PATIENCE_S = 10.0
 """How long a confirmation waits at most; past it the answer is "not in force everywhere yet" (seconds)."""
+
+AT_ONCE, LESS_AT_ONCE = 12_000, 1_500
+"""So many sessions, or users, at most end in one transaction; and so many where that has taken too long."""
 
 AT_FIRST_MS = 30
 """How long it holds a connection to be told at once (milliseconds): most confirmations are there by then."""
@@ -42,6 +58,8 @@ _FORCE_LOGOUT = text("""
     SELECT subject_name, sessions_ended, cutoff_at, transaction_id::text
     FROM force_logout(:user_id, CAST(:names AS text []), CAST(:settings AS text []))
 """)
+_LOCK_USERS = text("SELECT FROM users WHERE id = ANY(CAST(:ids AS uuid [])) ORDER BY id FOR NO KEY UPDATE")
+_RAISE_USERS = text("UPDATE users SET gen = gen + 1 WHERE id = ANY(CAST(:ids AS uuid []))")
 _WRITE_HISTORY = text("""
     INSERT INTO revocations (
         id, scope, subject, subject_name, filter, reason, actor_id, actor_name, actor_session, actor_ip, cause, min_gen,
@@ -171,36 +189,70 @@ def revoke_matching(
     subject: str = "",
     subject_name: str = "",
 ) -> Receipt:
-    """End just the active sessions that match: one transaction, one cutoff for each.
+    """End just the active sessions that match: one cutoff for each. See `_piece_by_piece`.
 
     `scope` and `subject` are what the receipt and the history say: "his sessions from before 10 o'clock" is a user's.
     """
     wanted = replace(wanted, state="active")
-    with transaction():
-        revocation_id = _begin(actor, cause)
-        conditions = matches(wanted)
-        if keep_session is not None:
-            conditions.append(LoginSession.id != UUID(keep_session))
-        # Everyone locks in one order, so that two at once cannot deadlock.
-        found = select(LoginSession.id).where(*conditions).order_by(*LOCK_ORDER).with_for_update().cte("found")
-        ended = _end_rows(actor, cause, LoginSession.id.in_(select(found.c.id)))
-        return _finish(revocation_id, actor, cause, scope, subject, subject_name, None, ended, wanted)
+
+    def end(at_once: int) -> tuple[bool, Receipt]:
+        with transaction() as session:
+            revocation_id = _begin(actor, cause)
+            conditions = matches(wanted)
+            if keep_session is not None:
+                conditions.append(LoginSession.id != UUID(keep_session))
+            ids = session.scalars(select(LoginSession.id).where(*conditions).limit(at_once + 1)).all()
+            # Everyone locks in one order, so that two at once cannot deadlock.
+            these = LoginSession.id == any_(uuid_array([str(session_id) for session_id in ids[:at_once]]))
+            found = select(LoginSession.id).where(these).order_by(*LOCK_ORDER).with_for_update().cte("found")
+            ended = _end_rows(actor, cause, LoginSession.id.in_(select(found.c.id)))
+            receipt = _finish(revocation_id, actor, cause, scope, subject, subject_name, None, ended, wanted)
+            return len(ids) > at_once, receipt
+
+    return _piece_by_piece(end)
 
 
 def revoke_users_matching(wanted: SessionFilter, actor: Actor, *, cause: str = "force_logout") -> Receipt:
-    """Sign out everywhere each user that has an active session which matches."""
+    """Sign out everywhere each user that has an active session which matches. See `_piece_by_piece`."""
     wanted = replace(wanted, state="active")
-    with transaction() as session:
-        revocation_id = _begin(actor, cause)
-        users = select(LoginSession.user_id).where(*matches(wanted)).distinct()
-        user_ids = sorted(session.scalars(users))
-        ended = session.scalar(
-            select(func.count()).select_from(LoginSession).where(LoginSession.user_id.in_(user_ids), is_active())
-        )
-        ids = {"ids": user_ids}
-        session.execute(text("SELECT FROM users WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE"), ids)
-        session.execute(text("UPDATE users SET gen = gen + 1 WHERE id = ANY(:ids)"), ids)
-        return _finish(revocation_id, actor, cause, "filter", "", "", None, ended or 0, wanted)
+
+    def cut_off(at_once: int) -> tuple[bool, Receipt]:
+        with transaction() as session:
+            revocation_id = _begin(actor, cause)
+            users = select(LoginSession.user_id).where(*matches(wanted)).distinct().limit(at_once + 1)
+            found = session.scalars(users).all()
+            user_ids = sorted(str(user_id) for user_id in found[:at_once])
+            ended = session.scalar(select(func.count()).where(is_one_of(user_ids), is_active()))
+            ids = {"ids": "{" + ",".join(user_ids) + "}"}
+            session.execute(_LOCK_USERS, ids)
+            raised = changed(_RAISE_USERS, ids)
+            receipt = _finish(revocation_id, actor, cause, "filter", "", "", None, ended or 0, wanted)
+            return len(found) > at_once and raised > 0, receipt
+
+    return _piece_by_piece(cut_off)
+
+
+def _piece_by_piece(end: Callable[[int], tuple[bool, Receipt]]) -> Receipt:
+    """`end` ends so many at most, and says whether there are more: then again, each time in a transaction of its own,
+    with a row in the history. So a filter may find a million, though each statement has its limit.
+
+    Returns the last receipt, with all that have ended: who has seen its transaction has seen those before. Raises
+    PartlyDone when it breaks off after the first.
+    """
+    at_once, ended = AT_ONCE, 0
+    while True:
+        try:
+            there_are_more, receipt = end(at_once)
+        except DatabaseAway as away:
+            if isinstance(away, TooSlow) and at_once > LESS_AT_ONCE:
+                at_once = LESS_AT_ONCE
+                continue
+            if ended:
+                raise PartlyDone(ended) from None
+            raise
+        ended += receipt.sessions_ended
+        if not there_are_more:
+            return replace(receipt, sessions_ended=ended, already_ended=ended == 0)
 
 
 def preview(wanted: SessionFilter, caller_session: str | None) -> Preview:

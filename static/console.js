@@ -116,7 +116,7 @@ document.addEventListener("htmx:responseError", (event) => {
 });
 document.addEventListener("htmx:sendError", () => toast("The server can't be reached. Nothing is known to have changed."));
 document.addEventListener("htmx:timeout", () =>
-  toast("No answer within 30 s. It may be done all the same: look at the history before you try again."),
+  toast("No answer until now. It may be done all the same: look at the history before you try again."),
 );
 
 function toast(text) {
@@ -155,16 +155,16 @@ function refresh() {
 
 // Whoever signs himself out is led to the door by the answer to that, which holds the proof: no table may be first.
 const changes = new Map();
-const isChanging = () => [...changes.values()].some((since) => Date.now() - since < 30000);
+const isChanging = () => [...changes.values()].some((until) => Date.now() < until);
 const isChange = (detail) => detail.requestConfig.verb !== "get";
 const leadsAway = (detail) => detail.xhr.getResponseHeader("HX-Redirect") !== null;
 document.addEventListener("htmx:beforeSend", ({ detail }) => {
   if (!isChange(detail)) return;
-  changes.set(detail.xhr, Date.now());
+  changes.set(detail.xhr, Date.now() + detail.requestConfig.timeout);
   detail.xhr.addEventListener("loadend", () => leadsAway(detail) || changes.delete(detail.xhr));
 });
 document.addEventListener("submit", ({ target }) => {
-  if (target.method === "post") changes.set(target, Date.now());
+  if (target.method === "post") changes.set(target, Date.now() + htmx.config.timeout);
 });
 document.addEventListener("htmx:beforeOnLoad", (event) => {
   if (isChanging() && leadsAway(event.detail) && !isChange(event.detail)) event.preventDefault();

@@ -29,6 +29,9 @@ from tests.gunicorn import ROOT, free_port
 from tests.workers.people import make_person, sign_in, status_of, statuses_on
 from tools.postgres import APP, EmbeddedPostgres, _as_ordinary_user
 
+STATEMENT_S = 8.0
+"""The limit of a statement of the server (models/database.py, seconds)."""
+
 # ----------------------------------------------------------------------------------------------------------- NOTIFY
 
 
@@ -195,7 +198,8 @@ def test_a_forgotten_transaction_in_psql_blocks_nobody_else(start_bench: StartBe
 
 
 def test_ten_thousand_users_are_revoked_in_one_call(start_bench: StartBench) -> None:
-    """Or as many as a slow machine revokes within the limit of a statement, beside other tests."""
+    """Or as many as a slow machine revokes within the limit of a statement, beside other tests: past it they end piece
+    by piece."""
     count = 10_000 if IN_FULL else int(10_000 / SLOWNESS)
     bench = start_bench("10,000 users are revoked in one call", "one transaction; every worker confirms")
     with bench.psql() as psql:
@@ -235,7 +239,8 @@ def test_ten_thousand_users_are_revoked_in_one_call(start_bench: StartBench) -> 
     for token in tokens:
         assert set(bench.load.ask_each(token, 2)) == {REFUSED}
     with bench.psql() as psql:
-        assert psql.execute("SELECT count(DISTINCT xid) FROM cutoffs WHERE scope = 'user'").fetchone() in ((1,), (2,))
+        found = psql.execute("SELECT count(DISTINCT xid) FROM cutoffs WHERE scope = 'user'").fetchone()
+    assert found in ((1,), (2,)) or took_s > STATEMENT_S, f"{found} transactions in {took_s:.1f} s"  # a canary's, too
     bench.rounds(2)
     bench.figures.revocations += count
     bench.check()
