@@ -106,7 +106,14 @@ def ask_end_shown() -> ResponseReturnValue:
     query = _shown()
     would = force_logout.preview(session_filter(query), current_claims.sid)
     asked, needs_proof = query.model_dump(exclude_none=True), not proof_is_fresh()
-    return render_template("_end_shown_dialog.html", would=would, query=query, asked=asked, needs_proof=needs_proof)
+    return render_template(
+        "_end_shown_dialog.html",
+        would=would,
+        query=query,
+        asked=asked,
+        needs_proof=needs_proof,
+        most_at_once=force_logout.AT_ONCE,
+    )
 
 
 @bp.post("/shown/logout")

@@ -177,7 +177,7 @@ def _welcome(settings: Settings, invented: str | None) -> None:
         sign_in = f"Sign in as [bold]{name}[/] with [bold]{escape(invented)}[/]  (shown only this once)"
     else:
         sign_in = (
-            f"Sign in as [bold]{name}[/] with the password of the first run\n"
+            f"Sign in as [bold]{name}[/] with the password of the first run, shown or given then\n"
             "(or make another admin: .venv/bin/flask --app app create-admin NAME)"
         )
     address = _address(settings)

@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from models import throttle
+from models import force_logout, throttle
 from models import user as users
 from settings import from_environment
 from tests.actors import Actor
@@ -217,6 +217,17 @@ def test_ending_what_the_filter_found_needs_a_filter(browser: FlaskClient, alice
     assert alice.is_in()
     assert browser.post("/console/shown/logout", data={"user": "alice"}).status_code == 200
     assert not alice.is_in()
+
+
+@pytest.mark.parametrize(("most", "says"), [(2, "at once"), (1, "thousands at a time")])
+def test_the_dialog_says_whether_what_the_filter_found_ends_at_once(
+    browser: FlaskClient, alice: Actor, monkeypatch: pytest.MonkeyPatch, most: int, says: str
+) -> None:
+    alice.again()
+    monkeypatch.setattr(force_logout, "AT_ONCE", most)
+    assert f"on every device, {says}." in browser.get("/console/shown/logout?user=alice").text
+    assert "on every device, at once." in browser.get("/console/everyone/logout").text
+    assert "on every device, at once." in browser.get(f"/console/sessions/{alice.user_id}/logout").text
 
 
 @pytest.mark.parametrize("what", ["everyone", "shown", "user", "session", "password"])
