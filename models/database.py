@@ -67,18 +67,6 @@ class DatabaseFull(DatabaseAway):
     retry_after_s = 5
 
 
-class PartlyDone(DatabaseAway):
-    """Some of what was asked for is written, and the rest is not: the database was away, busy or full."""
-
-    code = "partly_done"
-
-    def __init__(self, sessions_ended: int) -> None:
-        super().__init__(
-            f"{sessions_ended:,} sessions have ended, and others go on: it broke off, because the database was away,"
-            " busy or full. Ask for the same again, to end the others; the history shows what is done."
-        )
-
-
 class NotConfirmed(DatabaseAway):
     """It is written, but the database can't be asked at the moment who has it in force: look at the history, which
     shows it, or ask for it again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lastcall.errors import LastcallError
+from lastcall.errors import DatabaseAway, LastcallError
 
 
 class NotFound(LastcallError):
@@ -66,3 +66,15 @@ class TooManySignIns(Throttled):
 
     def __init__(self) -> None:
         super().__init__(1)
+
+
+class PartlyDone(DatabaseAway):
+    """Some of what was asked for is written, and the rest is not: the database was away, busy or full."""
+
+    code = "partly_done"
+
+    def __init__(self, sessions_ended: int) -> None:
+        super().__init__(
+            f"{sessions_ended:,} sessions have ended, and others go on: it broke off, because the database was away,"
+            " busy or full. Ask for the same again, to end the others; the history shows what is done."
+        )

@@ -23,7 +23,6 @@ from lastcall.listener import CHANNEL
 from models.audit import Actor
 from models.database import (
     NotConfirmed,
-    PartlyDone,
     TooSlow,
     changed,
     db,
@@ -34,11 +33,12 @@ from models.database import (
     transaction,
     uuid_array,
 )
-from models.errors import NotFound
+from models.errors import NotFound, PartlyDone
 from models.login_session import LoginSession, is_active
 from models.revocation import Revocation
 from models.session_filter import SessionFilter, fits, is_one_of, matches
 from models.session_list import count_active, count_matching
+from models.user import User
 from models.worker import Reading, WorkerWatch, read_workers
 
 LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
@@ -58,8 +58,6 @@ _FORCE_LOGOUT = text("""
     SELECT subject_name, sessions_ended, cutoff_at, transaction_id::text
     FROM force_logout(:user_id, CAST(:names AS text []), CAST(:settings AS text []))
 """)
-_LOCK_USERS = text("SELECT FROM users WHERE id = ANY(CAST(:ids AS uuid [])) ORDER BY id FOR NO KEY UPDATE")
-_RAISE_USERS = text("UPDATE users SET gen = gen + 1 WHERE id = ANY(CAST(:ids AS uuid []))")
 _WRITE_HISTORY = text("""
     INSERT INTO revocations (
         id, scope, subject, subject_name, filter, reason, actor_id, actor_name, actor_session, actor_ip, cause, min_gen,
@@ -221,11 +219,13 @@ def revoke_users_matching(wanted: SessionFilter, actor: Actor, *, cause: str = "
             revocation_id = _begin(actor, cause)
             users = select(LoginSession.user_id).where(*matches(wanted)).distinct().limit(at_once + 1)
             found = session.scalars(users).all()
-            user_ids = sorted(str(user_id) for user_id in found[:at_once])
+            user_ids = [str(user_id) for user_id in found[:at_once]]
             ended = session.scalar(select(func.count()).where(is_one_of(user_ids), is_active()))
-            ids = {"ids": "{" + ",".join(user_ids) + "}"}
-            session.execute(_LOCK_USERS, ids)
-            raised = changed(_RAISE_USERS, ids)
+            these = User.id == any_(uuid_array(user_ids))
+            session.execute(select(User.id).where(these).order_by(User.id).with_for_update(key_share=True))
+            raised = changed(
+                update(User).where(these).values(gen=User.gen + 1).execution_options(synchronize_session=False)
+            )
             receipt = _finish(revocation_id, actor, cause, "filter", "", "", None, ended or 0, wanted)
             return len(found) > at_once and raised > 0, receipt
 

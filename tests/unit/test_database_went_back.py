@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
+from lastcall.connection import Unsuitable
 from lastcall.cutoffs import Cutoff
-from lastcall.listener import CutoffListener, Unsuitable
+from lastcall.listener import CutoffListener
 from tests.unit.played_database import LOG, NOW_US, SECOND_NS, PlayedDatabase, RecordingClock, only_first_clock
 
 LOAD = ["begin", "one snapshot", "position of the load", "load", "apply", "commit"]
