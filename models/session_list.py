@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from models.cursor import read_cursor, write_cursor
-from models.database import db, expected_rows, transaction, uuid_array
+from models.database import db, expected_rows, snapshot, uuid_array
 from models.login_session import FACTS, LoginSession, SessionFacts, facts_of, is_active
 from models.session_filter import Conditions, SessionFilter, fits
 from models.shelves import Shelves, places_of, read_shelves, sums_of
@@ -67,9 +67,7 @@ def list_sessions(
     """One page of the sessions that match, by keyset. Raises BadCursor."""
     context = {"list": "sessions", "sort": sort, **wanted.as_json()}
     order = _Order(sort, read_cursor(cursor, context, 2) if cursor else None)
-    with transaction() as session:
-        # One snapshot for all that follows: what is on which shelf must not change in between.
-        session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+    with snapshot() as session:  # what is on which shelf must not change in between
         is_on_page, total, exact = _find(wanted, order, limit + 1)
         query = FACTS.where(is_on_page).order_by(*order.by(ROWS))
         rows = session.execute(query).all()

@@ -1,11 +1,24 @@
-"""The application's connections: PostgreSQL ends those that are left behind, and the pool never uses one of them."""
+"""The application's connections: what PostgreSQL has ended is never used, and what stays prepared on one."""
 
 from __future__ import annotations
 
+from datetime import UTC
+
+import psycopg
 import pytest
 from sqlalchemy import text
 
-from models.database import ENGINE_OPTIONS, db, transaction
+from app import create_app
+from models.database import ENGINE_OPTIONS, apply_schema, db, transaction
+from models.session_filter import SessionFilter
+from models.session_list import list_sessions
+from settings import from_environment
+
+
+@pytest.fixture
+def pooled(environment: dict[str, str]) -> dict[str, str]:
+    """The environment where a transaction-mode pooler may be in between."""
+    return environment | {"LASTCALL_LISTEN_URL": environment["DATABASE_URL"] + "&application_name=direct"}
 
 
 @pytest.mark.usefixtures("context")
@@ -15,3 +28,58 @@ def test_the_pool_gives_up_a_connection_before_postgresql_does() -> None:
             text("SELECT setting::int FROM pg_settings WHERE name = 'idle_session_timeout'")
         )
     assert ends_after_ms > ENGINE_OPTIONS["pool_recycle"] * 1000 > 0
+
+
+def prepared_by(*filters: SessionFilter) -> list[tuple[str, bool, int]]:
+    """What is prepared on the connection once lists have been read: the statement, whether it has parameters, and how
+    often a plan was used that is not of its values."""
+    for wanted in filters:
+        list_sessions(wanted)
+    with transaction():
+        found = db.session.execute(
+            text("SELECT statement, parameter_types <> '{}', generic_plans FROM pg_prepared_statements")
+        )
+        return [(statement, has_parameters, plans) for statement, has_parameters, plans in found]
+
+
+@pytest.mark.usefixtures("context")
+def test_the_statements_of_a_list_are_prepared_and_planned_for_their_values() -> None:
+    found = prepared_by(*(SessionFilter(q=name) for name in ("ada", "grace", "hopper", "kay", "liskov") * 3))
+    assert any("FROM login_sessions" in statement for statement, _, _ in found)
+    assert [statement for statement, has_parameters, plans in found if has_parameters and plans] == []
+    assert [plans for statement, has_parameters, plans in found if not has_parameters] == [14], "one plan for shelves"
+
+
+@pytest.mark.usefixtures("context")
+def test_no_other_statement_is_prepared() -> None:
+    before = prepared_by(SessionFilter())
+    for name in ("ada", "grace", "hopper"):
+        with transaction():
+            db.session.execute(text("SELECT id FROM users WHERE username = :name"), {"name": name})
+    assert prepared_by() == before
+
+
+def test_behind_a_pooler_nothing_is_prepared(pooled: dict[str, str]) -> None:
+    with create_app(from_environment(pooled)).app_context():
+        assert prepared_by(*[SessionFilter()] * 3) == []
+        db.engine.dispose()
+
+
+@pytest.mark.usefixtures("context")
+def test_a_schema_that_is_applied_again_leaves_a_list_readable(environment: dict[str, str]) -> None:
+    assert prepared_by(*[SessionFilter()] * 3)
+    apply_schema(environment["DATABASE_URL"])
+    assert prepared_by(*[SessionFilter()] * 3)
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_times_are_utc_whatever_the_database_says(
+    environment: dict[str, str], pooled: dict[str, str], is_pooled: bool
+) -> None:
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as psql:
+        psql.execute(f"ALTER DATABASE {psql.info.dbname} SET TimeZone = 'Asia/Kolkata'")
+    with create_app(from_environment(pooled if is_pooled else environment)).app_context():
+        with transaction():
+            moment = db.session.scalar(text("SELECT now()"))
+        db.engine.dispose()
+    assert moment.tzinfo == UTC
