@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    CompoundSelect,
-    Text,
-    any_,
-    cast,
-    func,
-    literal,
-    select,
-    tuple_,
-    union_all,
-)
+from sqlalchemy import ColumnElement, CompoundSelect, Row, Select, cast, func, literal, select, tuple_, union_all
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from models.cursor import read_cursor, write_cursor
-from models.database import db, expected_rows, snapshot, uuid_array
+from models.database import db, expected_rows, snapshot
 from models.login_session import FACTS, LoginSession, SessionFacts, facts_of, is_active
 from models.session_filter import Conditions, SessionFilter, fits
 from models.shelves import Shelves, places_of, read_shelves, sums_of
@@ -67,10 +56,8 @@ def list_sessions(
     """One page of the sessions that match, by keyset. Raises BadCursor."""
     context = {"list": "sessions", "sort": sort, **wanted.as_json()}
     order = _Order(sort, read_cursor(cursor, context, 2) if cursor else None)
-    with snapshot() as session:  # what is on which shelf must not change in between
-        is_on_page, total, exact = _find(wanted, order, limit + 1)
-        query = FACTS.where(is_on_page).order_by(*order.by(ROWS))
-        rows = session.execute(query).all()
+    with snapshot():  # what is on which shelf must not change in between
+        rows, total, exact = _find(wanted, order, limit + 1)
         items = facts_of(rows[:limit])
     if len(rows) <= limit:
         return SessionPage(items, None, total, exact) if cursor else SessionPage(items, None, len(items), True)
@@ -79,8 +66,8 @@ def list_sessions(
     return SessionPage(items, write_cursor(position, context), total, exact)
 
 
-def _find(wanted: SessionFilter, order: _Order, at_most: int) -> tuple[ColumnElement[bool], int, bool]:
-    """What holds for the rows of a page; how many match, and whether that is exact."""
+def _find(wanted: SessionFilter, order: _Order, at_most: int) -> tuple[Sequence[Row[Any]], int, bool]:
+    """The rows of a page; how many match, and whether that is exact."""
     shelves, (conditions, found_by) = read_shelves(), fits(wanted)
     places = places_of(wanted.state, shelves)
     if not conditions or (found_by == "in order" and order.column == "created_at"):
@@ -88,31 +75,39 @@ def _find(wanted: SessionFilter, order: _Order, at_most: int) -> tuple[ColumnEle
     expected = expected_rows(_all_in(places, conditions))
     # What the planner knows nothing of it takes for half a per cent.
     if found_by != "no index" and expected <= max(2 * COUNT_EXACTLY_TO, shelves.rows // 100):
-        counted, ids = _gather(places, conditions, order, at_most)
+        rows, counted = _gather(places, conditions, order, at_most)
         if counted <= COUNT_EXACTLY_TO:
-            return LoginSession.id == any_(uuid_array(ids)), counted, True
+            return rows, counted, True
         expected = max(expected, counted)
     return _walk(places, conditions, order, at_most), expected, False
 
 
-def _walk(places: list[Conditions], conditions: Conditions, order: _Order, at_most: int) -> ColumnElement[bool]:
+def _walk(places: list[Conditions], conditions: Conditions, order: _Order, at_most: int) -> Sequence[Row[Any]]:
     """Each shelf gives its first ones in order, and the first of all of them are among these. For what is common."""
     firsts = (
         select(ROWS["id"], ROWS[order.column]).where(*on, *conditions, *order.after(ROWS)).order_by(*order.by(ROWS))
         for on in places
     )
     found = union_all(*(first.limit(at_most) for first in firsts)).subquery()
-    return LoginSession.id.in_(select(found.c.id).order_by(*order.by(found.c)).limit(at_most))
+    return db.session.execute(_first_of(found.c, order, at_most)).all()
 
 
-def _gather(places: list[Conditions], conditions: Conditions, order: _Order, at_most: int) -> tuple[int, list[str]]:
-    """Find all, then sort them: how many there are, and the ids of a page. For what is rare; in vain when it is not."""
+def _gather(
+    places: list[Conditions], conditions: Conditions, order: _Order, at_most: int
+) -> tuple[Sequence[Row[Any]], int]:
+    """Find all, then sort them: the rows of a page, and how many match. For what is rare; in vain when it is not."""
     every = union_all(*(select(ROWS["id"], ROWS[order.column]).where(*on, *conditions) for on in places))
     found = every.limit(COUNT_EXACTLY_TO + 1).cte("found")
-    page = select(found.c.id).where(*order.after(found.c)).order_by(*order.by(found.c)).limit(at_most)
     number = select(func.count()).select_from(found).scalar_subquery()
-    counted, ids = db.session.execute(select(number, cast(func.array(page.scalar_subquery()), ARRAY(Text)))).one()
-    return counted, list(ids)
+    query = _first_of(found.c, order, at_most, *order.after(found.c)).add_columns(number.label("counted"))
+    rows = db.session.execute(query).all()
+    return rows, rows[0].counted if rows else db.session.execute(select(number)).scalar_one()
+
+
+def _first_of(found: Columns, order: _Order, at_most: int, *after: ColumnElement[bool]) -> Select[Any]:
+    """The facts of those that come first of what was found."""
+    first = select(found["id"]).where(*after).order_by(*order.by(found)).limit(at_most)
+    return FACTS.where(LoginSession.id.in_(first)).order_by(*order.by(ROWS))
 
 
 def count_active(user_id: UUID) -> int:

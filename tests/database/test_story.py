@@ -39,6 +39,7 @@ from models.housekeeping import purge
 from models.session_filter import SessionFilter
 from models.sign_in import RefreshReused
 from tests.database.story_bench import (
+    TEMPLATE,
     key_ring,
     make_template,
 )
@@ -394,6 +395,7 @@ class Story(Telling):
 def story_postgres(postgres: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
     make_template(postgres)
     yield postgres
+    postgres.drop_database(TEMPLATE)
 
 
 @pytest.mark.timeout(900 + 2 * STORIES)  # to find a short story takes longer than to tell a long one

@@ -25,8 +25,9 @@ _names = (f"user-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def database_url(postgres: EmbeddedPostgres) -> str:
-    return postgres.create_database("test_force_logout", TEMPLATE)
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    yield postgres.create_database("test_force_logout", TEMPLATE)
+    postgres.drop_database("test_force_logout")
 
 
 @pytest.fixture(scope="module")
