@@ -27,6 +27,7 @@ from lastcall.errors import LastcallError
 from models import demo, force_logout, housekeeping, passwords
 from models import user as users
 from models.audit import Actor
+from models.confirmation import confirm
 from models.database import apply_schema, database_errors, db, transaction
 from models.everyone import note_access_ttl
 from models.force_logout import Receipt
@@ -204,7 +205,7 @@ def _is_id(text: str) -> bool:
 
 
 def _print_receipt(receipt: Receipt) -> None:
-    workers = force_logout.confirm(receipt.position, server().watch, since_ns=receipt.started_ns)
+    workers = confirm(receipt.position, server().watch, since_ns=receipt.started_ns)
     ended = words.count(receipt.sessions_ended, "session")
     if not workers.in_force:
         names = json.dumps(list(workers.unconfirmed))

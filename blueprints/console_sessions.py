@@ -16,8 +16,9 @@ from blueprints.shapes import Because, SessionQuery
 from blueprints.words import count, in_force
 from lastcall.flask import current_claims
 from models import force_logout
+from models.confirmation import Confirmation
 from models.errors import BadRequest
-from models.force_logout import Confirmation, Receipt
+from models.force_logout import Receipt
 from models.session_filter import SessionFilter
 from models.session_list import STATES, list_sessions
 

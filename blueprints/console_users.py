@@ -15,7 +15,7 @@ from blueprints.server import actor, server
 from blueprints.shapes import NewUser, RolesGiven, UserChange, UserQuery
 from lastcall.flask import current_claims
 from models import user as users
-from models.force_logout import confirm
+from models.confirmation import confirm
 from models.user import Changed
 
 bp = Blueprint("console_users", __name__, url_prefix="/console/users")

@@ -7,7 +7,8 @@ from flask import Response, request
 from blueprints.operation import answer
 from blueprints.server import server
 from blueprints.shapes import ReceiptAnswer, TokensAnswer, WorkersConfirmed
-from models.force_logout import PATIENCE_S, Receipt, confirm
+from models.confirmation import PATIENCE_S, confirm
+from models.force_logout import Receipt
 from models.sign_in import Tokens
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from flask import Flask
 
-from models.force_logout import Confirmation
+from models.confirmation import Confirmation
 
 _CAUSES = {
     "force_logout": "force logout",

@@ -1,13 +1,9 @@
-"""Force logout: one transaction that revokes, then the wait until every worker has it in force.
-
-revoke_*()  raises the generation or ends the session (the triggers write the cutoff), writes the history, commits
-confirm()   waits until every live worker has applied it, or no longer trusts its memory
-"""
+"""Force logout: one transaction that raises the generation or ends the session (the triggers write the cutoff), writes
+the history, and commits. Then `confirm` waits until it is in force (models/confirmation.py)."""
 
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,8 +17,8 @@ from lastcall.clock import boottime_ns
 from lastcall.errors import DatabaseAway
 from lastcall.listener import CHANNEL
 from models.audit import Actor
+from models.confirmation import Confirmation, confirm
 from models.database import (
-    NotConfirmed,
     TooSlow,
     changed,
     db,
@@ -39,20 +35,11 @@ from models.revocation import Revocation
 from models.session_filter import SessionFilter, fits, is_one_of, matches
 from models.session_list import count_active, count_matching
 from models.user import User
-from models.worker import Reading, WorkerWatch, read_workers
+from models.worker import WorkerWatch
 
 LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
-PATIENCE_S = 10.0
-"""How long a confirmation waits at most; past it the answer is "not in force everywhere yet" (seconds)."""
-
 AT_ONCE, LESS_AT_ONCE = 12_000, 1_500
 """So many sessions, or users, at most end in one transaction; and so many where that has taken too long."""
-
-AT_FIRST_MS = 30
-"""How long it holds a connection to be told at once (milliseconds): most confirmations are there by then."""
-
-_AWAY_S = 0.3
-"""How long it tries again when the database is away (seconds): a connection that was cut, not a database that is."""
 
 _FORCE_LOGOUT = text("""
     SELECT subject_name, sessions_ended, cutoff_at, transaction_id::text
@@ -72,23 +59,6 @@ _WRITE_HISTORY = text("""
     WHERE (:any OR c.scope::text = :scope AND c.subject = :subject) AND c.xid = pg_current_xact_id()
     RETURNING cutoff_at, pg_current_xact_id()::text
 """)
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmation:
-    """Which workers have it in force."""
-
-    live: int = 0
-    confirmed: int = 0
-    fenced: int = 0
-    elapsed_ms: float = 0.0
-    unconfirmed: tuple[str, ...] = ()
-    settled: bool = True
-    """One lease has passed since the database's last crash: no worker can trust a lease that it has forgotten."""
-
-    @property
-    def in_force(self) -> bool:
-        return self.settled and self.live == self.confirmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,52 +242,6 @@ def preview(wanted: SessionFilter, caller_session: str | None) -> Preview:
         mine = session.scalar(select(func.count()).where(*conditions, is_here))
         of_users = expected_rows(select(LoginSession.user_id).where(*fits(wanted).conditions).distinct())
         return Preview(sessions, max(of_users, admins), admins, bool(mine), exact=False)
-
-
-def confirm(
-    position: str, watch: WorkerWatch, *, patience_s: float = PATIENCE_S, since_ns: int | None = None
-) -> Confirmation:
-    """Wait until every worker has applied the transaction `position`, or its lease has run out.
-
-    First the database waits for it, then this asks again after 2, 4, 6, … ms, at most 20, and holds no connection
-    meanwhile. Never claims what it has not seen: past `patience_s` the answer names who has not confirmed.
-
-    Raises NotConfirmed when the database goes away: what was done has been written all the same.
-    """
-    started_ns = boottime_ns()
-    since_ns = since_ns if since_ns is not None else started_ns
-    within_ms, pause_s = AT_FIRST_MS, 0.002
-    while True:
-        asked_ns, reading = _read_at_last(position, within_ms)
-        rows, fenced = reading.rows, watch.observe(reading, asked_ns, boottime_ns())
-        confirmed = [row.id for row in rows if row.confirmed]
-        waiting = [row.id for row in rows if not row.confirmed and row.id not in fenced]
-        settled = watch.has_settled(asked_ns)
-        late = boottime_ns() - started_ns > patience_s * 1e9
-        if (settled and not waiting) or late:
-            return Confirmation(
-                live=len(confirmed) + len(waiting),
-                confirmed=len(confirmed),
-                fenced=len(rows) - len(confirmed) - len(waiting),
-                elapsed_ms=round((boottime_ns() - since_ns) / 1e6, 1),
-                unconfirmed=tuple(waiting),
-                settled=settled,
-            )
-        time.sleep(pause_s)
-        within_ms, pause_s = 0, min(pause_s + 0.002, 0.02)
-
-
-def _read_at_last(position: str, within_ms: int) -> tuple[int, Reading]:
-    """The workers' rows, and the clock from before they were asked for, though a connection was cut meanwhile."""
-    since_ns = asked_ns = boottime_ns()
-    while True:
-        try:
-            return asked_ns, read_workers(position, within_ms=within_ms)
-        except DatabaseAway:
-            if boottime_ns() - since_ns > _AWAY_S * 1e9:
-                raise NotConfirmed from None
-        time.sleep(0.02)
-        asked_ns = boottime_ns()
 
 
 def name_of(user_id: UUID) -> str:

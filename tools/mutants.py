@@ -30,7 +30,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "confirmation dropped",
-        "models/force_logout.py",
+        "models/confirmation.py",
         "if (settled and not waiting) or late:",
         "if True:",
         "tests/unit/test_confirmation.py",

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from blueprints import receipts
-from models.force_logout import Confirmation, confirm
+from models.confirmation import Confirmation, confirm
 from tests.actors import Actor
 from tests.api.conftest import NOBODY, answer, problem, receipt
 from tests.conftest import MakeUser

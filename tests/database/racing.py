@@ -15,6 +15,7 @@ from lastcall.errors import Revoked
 from models import force_logout
 from models import user as users
 from models.audit import Actor as Who
+from models.confirmation import confirm
 from models.errors import RefreshRejected, WrongCredentials
 from models.sign_in import ClientInfo, Tokens
 from tests.conftest import PASSWORD
@@ -48,7 +49,7 @@ def revoke(server: Server, scope: str, user_id: UUID, session_id: str) -> None:
     else:
         password = scope.partition(" ")[2]
         position = users.change_user(user_id, disabled=None, password=password, actor=SOMEBODY).position
-    assert position is not None and force_logout.confirm(position, server.watch).in_force
+    assert position is not None and confirm(position, server.watch).in_force
 
 
 def survivors(server: Server, results: list[Any]) -> int:

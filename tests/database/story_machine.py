@@ -20,6 +20,7 @@ from lastcall.errors import Expired, Invalid, Revoked, TokenRejected
 from models import force_logout, sign_in
 from models import user as users
 from models.audit import Actor as Who
+from models.confirmation import confirm
 from models.database import db
 from models.errors import RefreshRejected, WrongCredentials
 from models.session_filter import SessionFilter
@@ -166,9 +167,9 @@ class Telling(RuleBasedStateMachine):
 
     def confirm(self, position: str | None) -> None:
         """In force on both workers, or on who of them listens. What took nothing away was announced to nobody."""
-        if position is not None and not force_logout.confirm(position, self.server.watch, patience_s=0.03).in_force:
+        if position is not None and not confirm(position, self.server.watch, patience_s=0.03).in_force:
             self.psql.execute("SELECT pg_notify('lastcall_cutoffs', '')")
-            assert force_logout.confirm(position, self.server.watch).in_force
+            assert confirm(position, self.server.watch).in_force
 
 
 def here(client: str) -> ClientInfo:

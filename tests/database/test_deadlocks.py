@@ -9,6 +9,7 @@ import pytest
 
 from blueprints.server import Server
 from models import force_logout, sign_in
+from models.confirmation import confirm
 from settings import Settings
 from tests.conftest import PASSWORD
 from tests.database.conftest import InThread, accepts, all_at_once
@@ -50,5 +51,5 @@ def test_overlapping_revocations_of_many_end_without_a_deadlock(
         results = all_at_once(in_thread(force_logout.revoke_matching, wanted, SOMEBODY), *others)
         assert [result for result in results if isinstance(result, Exception)] == []
         position = force_logout.revoke_everyone(SOMEBODY).position
-        assert force_logout.confirm(position, server.watch).in_force
+        assert confirm(position, server.watch).in_force
         assert not any(accepts(server, token.access_token) for token in tokens)

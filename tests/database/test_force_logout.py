@@ -11,8 +11,9 @@ import pytest
 from blueprints.server import Server
 from models import force_logout, sign_in
 from models.audit import Actor as Who
+from models.confirmation import confirm
 from models.errors import NotFound
-from models.force_logout import Receipt, confirm
+from models.force_logout import Receipt
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
 from models.sign_in import ClientInfo, Tokens

@@ -17,6 +17,7 @@ from blueprints.server import Server
 from lastcall.claims import Claims
 from lastcall.errors import Revoked
 from models import force_logout, sign_in
+from models.confirmation import confirm
 from models.errors import RefreshRejected
 from models.sign_in import Tokens
 from settings import Settings
@@ -109,7 +110,7 @@ def test_only_who_changes_his_own_password_goes_on(
             in_thread(sign_in.sign_in, name, old, HERE, settings),
         )
         kept, position = changed
-        assert force_logout.confirm(position, server.watch).in_force
+        assert confirm(position, server.watch).in_force
         assert accepts(server, kept.access_token)
         survived += survivors(server, [thief, mine])
         psql.execute("DELETE FROM sign_in_attempts")
@@ -193,7 +194,7 @@ def test_nobody_who_is_kept_in_a_log_out_of_everyone_is_rescued_from_his_own(
     def keep(session_id: str) -> Tokens:
         position = force_logout.revoke_everyone(SOMEBODY, keep_session=session_id).position
         tokens = sign_in.renew(session_id, HERE, settings)
-        assert force_logout.confirm(position, server.watch).in_force
+        assert confirm(position, server.watch).in_force
         return tokens
 
     survived = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lastcall.errors import DatabaseAway
-from models import force_logout
+from models import confirmation
 from models.database import Busy, NotConfirmed
 from models.worker import MARGIN_S, Reading, WorkerRow, WorkerWatch
 from tests.unit.model import REVOCATION
@@ -24,9 +24,9 @@ class Table:
         self.now_ns = SECOND_NS
         self.log: list[str] = []
         self.within_ms: list[int] = []
-        monkeypatch.setattr(force_logout, "read_workers", self.read)
-        monkeypatch.setattr(force_logout, "boottime_ns", self.clock)
-        monkeypatch.setattr(force_logout.time, "sleep", self.sleep)
+        monkeypatch.setattr(confirmation, "read_workers", self.read)
+        monkeypatch.setattr(confirmation, "boottime_ns", self.clock)
+        monkeypatch.setattr(confirmation.time, "sleep", self.sleep)
 
     def read(self, position: str, *, within_ms: int) -> Reading:
         self.log.append("rows")
@@ -49,7 +49,7 @@ class Table:
 def test_a_confirmation_judges_each_reading_by_a_clock_from_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, done = WorkerRow("a", 1, 2.0, False), WorkerRow("a", 1, 2.0, True)
     table = Table(monkeypatch, [waiting], [waiting], [done])
-    force_logout.confirm("7", WorkerWatch())
+    confirmation.confirm("7", WorkerWatch())
     attempts = " ".join(table.log).split("sleep")
     assert len(attempts) == 3
     assert all("clock rows" in attempt for attempt in attempts)
@@ -59,21 +59,21 @@ def test_a_confirmation_judges_each_reading_by_a_clock_from_before_it(monkeypatc
 def test_a_confirmation_waits_for_the_last_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     early, late, done = (WorkerRow("a", 1, 2.0, True), WorkerRow("b", 1, 2.0, False), WorkerRow("b", 1, 2.0, True))
     table = Table(monkeypatch, [early, late], [early, late], [early, done])
-    found = force_logout.confirm("7", WorkerWatch())
+    found = confirmation.confirm("7", WorkerWatch())
     assert table.log.count("rows") == 3
     assert (found.live, found.confirmed, found.fenced, found.in_force) == (2, 2, 0, True)
 
 
 def test_a_confirmation_holds_a_connection_to_be_told_at_once_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table(monkeypatch, [WorkerRow("a", 1, 2.0, False)])
-    force_logout.confirm("7", WorkerWatch())
+    confirmation.confirm("7", WorkerWatch())
     assert 0 < table.within_ms[0] <= 50
     assert set(table.within_ms[1:]) == {0}
 
 
 def test_a_confirmation_passes_a_silent_worker_only_after_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table(monkeypatch, [WorkerRow("a", 1, 2.0, False)])
-    found = force_logout.confirm("7", WorkerWatch())
+    found = confirmation.confirm("7", WorkerWatch())
     assert (found.live, found.fenced, found.in_force) == (0, 1, True)
     assert table.now_ns > SECOND_NS + 2 * SECOND_NS
 
@@ -81,13 +81,13 @@ def test_a_confirmation_passes_a_silent_worker_only_after_its_lease(monkeypatch:
 def test_the_time_that_a_reading_takes_counts_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read from 1 to 2 s, first seen by then: only the reading that is asked for after 4.25 s may pass it."""
     table = Table(monkeypatch, [WorkerRow("a", 1, 2.0, False)], reading_ns=SECOND_NS)
-    force_logout.confirm("7", WorkerWatch())
+    confirmation.confirm("7", WorkerWatch())
     assert table.log.count("rows") == 5
 
 
 def test_a_worker_without_leases_is_named_and_never_taken_for_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     Table(monkeypatch, [WorkerRow("old", 1, None, False)])
-    found = force_logout.confirm("7", WorkerWatch(), patience_s=3.0)
+    found = confirmation.confirm("7", WorkerWatch(), patience_s=3.0)
     assert found.unconfirmed == ("old",)
     assert found.in_force is False
 
@@ -103,7 +103,7 @@ def test_after_a_crash_a_confirmation_waits_for_one_lease(
 ) -> None:
     """A worker may trust a lease that the table does not tell of."""
     table = Table(monkeypatch, Reading(rows, "second", False))
-    found = force_logout.confirm("7", WorkerWatch())
+    found = confirmation.confirm("7", WorkerWatch())
     assert (found.confirmed, found.settled, found.in_force) == (len(rows), True, True)
     assert table.now_ns > SECOND_NS + (2 + MARGIN_S) * SECOND_NS
 
@@ -111,14 +111,14 @@ def test_after_a_crash_a_confirmation_waits_for_one_lease(
 def test_a_crash_during_a_confirmation_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = WorkerRow("a", 1, 2.0, False)
     table = Table(monkeypatch, [waiting], Reading([waiting], "second", True), Reading([DONE], "second", True))
-    found = force_logout.confirm("7", WorkerWatch())
+    found = confirmation.confirm("7", WorkerWatch())
     assert (found.confirmed, found.in_force) == (1, True)
     assert table.now_ns > SECOND_NS + (2 + MARGIN_S) * SECOND_NS
 
 
 def test_a_confirmation_whose_patience_ends_before_that_lease_is_not_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table(monkeypatch, Reading([DONE], "second", False))
-    found = force_logout.confirm("7", WorkerWatch(), patience_s=1.0)
+    found = confirmation.confirm("7", WorkerWatch(), patience_s=1.0)
     assert (found.live, found.confirmed, found.unconfirmed) == (1, 1, ())
     assert (found.settled, found.in_force) == (False, False)
     assert table.now_ns < SECOND_NS + 2 * SECOND_NS
@@ -126,22 +126,22 @@ def test_a_confirmation_whose_patience_ends_before_that_lease_is_not_in_force(mo
 
 def test_the_time_of_a_confirmation_counts_from_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     Table(monkeypatch, [DONE], reading_ns=2_000_000)
-    assert force_logout.confirm("7", WorkerWatch()).elapsed_ms == 2.0
+    assert confirmation.confirm("7", WorkerWatch()).elapsed_ms == 2.0
     Table(monkeypatch, [DONE], reading_ns=2_000_000)
-    assert force_logout.confirm("7", WorkerWatch(), since_ns=SECOND_NS - 4_000_000).elapsed_ms == 6.0
+    assert confirmation.confirm("7", WorkerWatch(), since_ns=SECOND_NS - 4_000_000).elapsed_ms == 6.0
 
 
 def test_patience_counts_from_the_confirmation_not_from_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = WorkerRow("a", 1, 2.0, False)
     table = Table(monkeypatch, [waiting], [waiting], [DONE])
-    assert force_logout.confirm("7", WorkerWatch(), patience_s=1.0, since_ns=-(10**12)).in_force
+    assert confirmation.confirm("7", WorkerWatch(), patience_s=1.0, since_ns=-(10**12)).in_force
     assert table.log.count("rows") == 3
 
 
 @pytest.mark.parametrize("error", [DatabaseAway(), Busy()], ids=["away", "busy"])
 def test_a_connection_that_was_cut_costs_no_receipt(monkeypatch: pytest.MonkeyPatch, error: DatabaseAway) -> None:
     table = Table(monkeypatch, [WorkerRow("a", 1, 2.0, False)], error, error, [WorkerRow("a", 1, 2.0, True)])
-    assert force_logout.confirm("7", WorkerWatch()).in_force
+    assert confirmation.confirm("7", WorkerWatch()).in_force
     assert table.log.count("rows") == 4
 
 
@@ -152,5 +152,5 @@ def test_a_database_that_stays_away_is_not_waited_for_and_nobody_is_told_that_no
 ) -> None:
     table = Table(monkeypatch, error, reading_ns=int(reading_s * SECOND_NS))
     with pytest.raises(NotConfirmed, match="It is written"):
-        force_logout.confirm("7", WorkerWatch())
+        confirmation.confirm("7", WorkerWatch())
     assert table.now_ns < 2 * SECOND_NS
