@@ -118,6 +118,7 @@ def test_what_has_come_ends_the_wait() -> None:
     assert Turns().wait(1.0, lambda most_s: True) is True
 
 
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="nobody waits for the interpreter")
 def test_beside_a_thread_that_computes_the_interval_is_shortened() -> None:
     over = threading.Event()
 
