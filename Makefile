@@ -15,7 +15,7 @@ demo: setup ## run, with invented sessions to look at
 	@LASTCALL_DEMO_SESSIONS=$${LASTCALL_DEMO_SESSIONS:-2000} exec $(BIN) -m tools.run
 
 test: setup-dev ## every test: unit, PostgreSQL, several gunicorn workers, a real browser
-	@exec $(BIN) -m pytest -n 3 --dist worksteal $(ARGS)
+	@exec $(BIN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 coverage: setup-dev ## every test, and which lines none of them runs; a third slower
 	@exec $(BIN) -m pytest -n 2 --dist worksteal --cov --cov-report=term $(ARGS)
