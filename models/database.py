@@ -151,7 +151,7 @@ def each_alone() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
 
 
 @contextmanager
-def snapshot() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
+def snapshot() -> Iterator[None]:
     """A transaction that reads everything as it was at one moment, for a list. Its statements stay prepared on the
     connection, and save the time of parsing them each time; behind a transaction-mode pooler none does."""
     with transaction() as session:
@@ -159,7 +159,7 @@ def snapshot() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
         connection = cast(PatientConnection, read.connection.driver_connection)
         connection.prepare_threshold = None if current_app.extensions.get("lastcall_pooled") else 1
         try:
-            yield session
+            yield
         finally:
             connection.prepare_threshold = None
 

@@ -68,7 +68,7 @@ def list_sessions(
 
 def _find(wanted: SessionFilter, order: _Order, at_most: int) -> tuple[Sequence[Row[Any]], int, bool]:
     """The rows of a page; how many match, and whether that is exact."""
-    shelves, (conditions, found_by) = read_shelves(), fits(wanted)
+    shelves, (conditions, found_by) = read_shelves(for_a_list=True), fits(wanted)
     places = places_of(wanted.state, shelves)
     if not conditions or (found_by == "in order" and order.column == "created_at"):
         return _walk(places, conditions, order, at_most), *_count(wanted.state, shelves, conditions)

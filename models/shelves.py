@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, bindparam, func, not_, text
+from sqlalchemy import Boolean, ColumnElement, and_, bindparam, func, not_, text
 
 from models.database import changed, db
 from models.login_session import IS_BEHIND, LoginSession
@@ -18,8 +18,7 @@ ENDED = -1
 MOST_USERS = 1000
 """With more users whose ends are not marked (a log-out of all whom a filter found) the planner does what it can."""
 
-# No parameter is sent, so that where it stays prepared its plan does, too. What follows is planned for its values: a
-# name, a role or a state is common or rare, and one plan does not fit all.
+# No parameter is sent, so that where it stays prepared its plan does, too.
 _READ = text("""
     WITH RECURSIVE shelves AS (
         (SELECT shelf FROM login_sessions ORDER BY shelf LIMIT 1)
@@ -32,9 +31,12 @@ _READ = text("""
         EXISTS (SELECT FROM login_sessions WHERE shelf = e.gen AND expires_at <= now()),
         ARRAY(SELECT DISTINCT user_id::text FROM unmarked_ends LIMIT :most),
         (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'login_sessions'::regclass),
-        set_config('plan_cache_mode', 'force_custom_plan', TRUE)
+        CASE WHEN :for_a_list THEN set_config('plan_cache_mode', 'force_custom_plan', TRUE) END
     FROM everyone AS e
-""").bindparams(bindparam("most", MOST_USERS + 1, literal_execute=True))
+""").bindparams(
+    bindparam("most", MOST_USERS + 1, literal_execute=True),
+    bindparam("for_a_list", type_=Boolean, literal_execute=True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,10 @@ class Shelves:
         return [shelf for shelf in self.all if shelf not in (self.open, self.lapsed, ENDED)]
 
 
-def read_shelves() -> Shelves:
-    """Within a transaction under way."""
-    *facts, _planned = db.session.execute(_READ).one()
+def read_shelves(*, for_a_list: bool = False) -> Shelves:
+    """Within a transaction under way. `for_a_list`: the statements that follow in it are planned for their values each
+    time, for a name, a role or a state is common or rare; so would be those of every trigger, where it writes."""
+    *facts, _planned = db.session.execute(_READ, {"for_a_list": for_a_list}).one()
     return Shelves(*facts)
 
 

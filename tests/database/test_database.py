@@ -12,6 +12,7 @@ from app import create_app
 from models.database import ENGINE_OPTIONS, apply_schema, db, transaction
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
+from models.shelves import read_shelves
 from settings import from_environment
 
 
@@ -48,6 +49,15 @@ def test_the_statements_of_a_list_are_prepared_and_planned_for_their_values() ->
     assert any("FROM login_sessions" in statement for statement, _, _ in found)
     assert [statement for statement, has_parameters, plans in found if has_parameters and plans] == []
     assert [plans for statement, has_parameters, plans in found if not has_parameters] == [14], "one plan for shelves"
+
+
+@pytest.mark.usefixtures("context")
+@pytest.mark.parametrize(("for_a_list", "planned"), [(True, "force_custom_plan"), (False, "auto")])
+def test_what_writes_leaves_the_plans_of_triggers_as_they_are(for_a_list: bool, planned: str) -> None:
+    """A log-out of everyone and the housekeeping read the shelves, too."""
+    with transaction():
+        read_shelves(for_a_list=for_a_list)
+        assert db.session.scalar(text("SHOW plan_cache_mode")) == planned
 
 
 @pytest.mark.usefixtures("context")

@@ -38,11 +38,7 @@ from models.errors import Conflict, NotFound, RefreshRejected
 from models.housekeeping import purge
 from models.session_filter import SessionFilter
 from models.sign_in import RefreshReused
-from tests.database.story_bench import (
-    TEMPLATE,
-    key_ring,
-    make_template,
-)
+from tests.database.story_bench import TEMPLATE, key_ring, make_template
 from tests.database.story_machine import SOMEBODY, Telling, here
 from tests.database.story_model import Session
 from tools.postgres import EmbeddedPostgres
