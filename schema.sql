@@ -238,6 +238,60 @@ RETURN
         clock_timestamp() + (SELECT make_interval(secs => access_ttl_s) FROM everyone)
     ) + cutoff_leeway();
 
+-- A name that was tried, as it is counted: found as users are, by the database's own idea of upper and lower case, and
+-- not to be read.
+CREATE OR REPLACE FUNCTION sign_in_name_key(tried_name text) RETURNS text LANGUAGE sql STABLE
+RETURN encode(sha256(convert_to(lower(tried_name), 'UTF8')), 'hex');
+
+-- The failures of a name or of an address in the window, the larger number; and when that ends (seconds). With
+-- `let_none_in_between` none is counted from here to the end of the transaction, and all before are seen: plpgsql reads
+-- in a new snapshot after the locks. They are shared, so that people behind one address wait for those who fail, not
+-- for each other; and taken in one order, so that two cannot wait for each other.
+CREATE OR REPLACE FUNCTION sign_in_failures(
+    tried_name text, tried_address text, window_s integer, most integer, let_none_in_between boolean,
+    OUT failures bigint, OUT wait_s integer
+) LANGUAGE plpgsql AS $$
+DECLARE
+    tried_key text := sign_in_name_key(tried_name);
+BEGIN
+    IF let_none_in_between THEN
+        PERFORM pg_advisory_xact_lock_shared(hashtextextended(key, 7530003))
+        FROM (SELECT unnest(ARRAY[tried_key, tried_address]) AS key ORDER BY key) AS given;
+    END IF;
+    SELECT greatest(by_name.n, by_address.n), greatest(1, ceil(extract(epoch FROM
+        coalesce(CASE WHEN by_name.n > by_address.n THEN by_name.oldest ELSE by_address.oldest END, clock_timestamp())
+        + make_interval(secs => window_s) - clock_timestamp()))::integer)
+    INTO failures, wait_s
+    FROM (
+        SELECT count(*) AS n, min(tried_at) AS oldest FROM (
+            SELECT tried_at FROM sign_in_attempts
+            WHERE name_key = tried_key AND tried_at > clock_timestamp() - make_interval(secs => window_s)
+            ORDER BY tried_at DESC LIMIT most
+        ) AS a
+    ) AS by_name, (
+        SELECT count(*) AS n, min(tried_at) AS oldest FROM (
+            SELECT tried_at FROM sign_in_attempts
+            WHERE address_key = tried_address AND tried_at > clock_timestamp() - make_interval(secs => window_s)
+            ORDER BY tried_at DESC LIMIT most
+        ) AS a
+    ) AS by_address;
+END
+$$;
+
+-- Count a failure, for all workers as one. Returns what there are then.
+CREATE OR REPLACE FUNCTION note_sign_in_failure(
+    tried_name text, tried_address text, window_s integer, most integer, OUT failures bigint, OUT wait_s integer
+) LANGUAGE plpgsql AS $$
+DECLARE
+    tried_key text := sign_in_name_key(tried_name);
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended(key, 7530003))
+    FROM (SELECT unnest(ARRAY[tried_key, tried_address]) AS key ORDER BY key) AS given;
+    INSERT INTO sign_in_attempts (name_key, address_key) VALUES (tried_key, tried_address);
+    SELECT * INTO failures, wait_s FROM sign_in_failures(tried_name, tried_address, window_s, most, FALSE);
+END
+$$;
+
 -- NULL for what is no uuid: subjects are text, also of tokens that were minted elsewhere.
 CREATE OR REPLACE FUNCTION as_uuid(subject text) RETURNS uuid LANGUAGE sql IMMUTABLE
 RETURN CASE

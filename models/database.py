@@ -143,25 +143,43 @@ def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
 @contextmanager
 def each_alone() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """The same for statements that need no transaction around them: a BEGIN and a COMMIT are two more answers to wait
-    for. Behind a transaction-mode pooler it is one all the same: the limits belong to it there."""
-    with transaction() as session:
-        if not current_app.extensions.get("lastcall_pooled"):
-            session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+    for. They stay prepared. Behind a transaction-mode pooler it is one all the same: the limits belong to it there."""
+    with transaction() as session, _prepared(session, "AUTOCOMMIT"):
         yield session
 
 
 @contextmanager
 def snapshot() -> Iterator[None]:
-    """A transaction that reads everything as it was at one moment, for a list. Its statements stay prepared on the
-    connection, and save the time of parsing them each time; behind a transaction-mode pooler none does."""
-    with transaction() as session:
-        read = session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-        connection = cast(PatientConnection, read.connection.driver_connection)
-        connection.prepare_threshold = None if current_app.extensions.get("lastcall_pooled") else 1
-        try:
-            yield
-        finally:
-            connection.prepare_threshold = None
+    """A transaction that reads everything as it was at one moment, for a list. Its statements stay prepared."""
+    with transaction() as session, _prepared(session, "REPEATABLE READ"):
+        yield
+
+
+@contextmanager
+def prepared_transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
+    """A transaction whose statements stay prepared: for those that look up by a key, where one plan does."""
+    with transaction() as session, _prepared(session):
+        yield session
+
+
+@contextmanager
+def _prepared(session: sqlalchemy.orm.scoped_session[Session], isolation: str | None = None) -> Iterator[None]:
+    """What is asked from here on stays prepared on the connection, which saves the time of parsing it each time, and of
+    planning it where one plan does for all values (docs/decisions/0017). Nothing does behind a transaction-mode pooler,
+    nor is a statement alone there."""
+    pooled = bool(current_app.extensions.get("lastcall_pooled"))
+    as_it_is = isolation is None or (pooled and isolation == "AUTOCOMMIT")
+    options = None if as_it_is else {"isolation_level": isolation}
+    connection = _driver_connection(session.connection(execution_options=options))
+    connection.prepare_threshold = None if pooled else 1
+    try:
+        yield
+    finally:
+        connection.prepare_threshold = None
+
+
+def _driver_connection(connection: sqlalchemy.Connection) -> PatientConnection:
+    return cast(PatientConnection, connection.connection.driver_connection)
 
 
 @contextmanager
@@ -169,7 +187,7 @@ def one_statement() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """A transaction of one statement that writes. Raises what `transaction` does, also where it is not known that the
     synchronous standby has it."""
     with each_alone() as session:
-        connection = cast(PatientConnection, session.connection().connection.driver_connection)
+        connection = _driver_connection(session.connection())
         connection.commits_alone = connection.autocommit
         try:
             yield session

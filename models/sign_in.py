@@ -25,15 +25,26 @@ from lastcall.strict import write_base64url
 from lastcall.tokens import issue
 from models import passwords
 from models.audit import Actor
-from models.database import Busy, NotConfirmed, db, each_alone, position_of_transaction, say, say_durably, transaction
+from models.database import (
+    Busy,
+    NotConfirmed,
+    db,
+    each_alone,
+    one_statement,
+    position_of_transaction,
+    prepared_transaction,
+    say,
+    say_durably,
+    transaction,
+)
 from models.device import describe_device
 from models.errors import NotAllowed, NotFound, RefreshRejected, WrongCredentials
 from models.force_logout import Receipt, revoke_session
 from models.refresh_token import FAMILY_BYTES, SECRET_BYTES, digest, read_refresh_token, sealed
 from models.throttle import (
     FAILURES,
+    FAILURES_AND_NO_MORE,
     count_failures,
-    let_no_failure_in_between,
     note_failure,
     refuse_when_throttled,
     tried,
@@ -56,7 +67,7 @@ _FACTS_BY_NAME = text(f"""
     FROM everyone AS e LEFT JOIN users AS u ON lower(u.username) = lower(:tried_name) CROSS JOIN ({FAILURES}) AS tries
 """)
 _WRITE_SESSION = text(f"""
-    WITH tries AS ({FAILURES}), written AS (
+    WITH tries AS MATERIALIZED ({FAILURES_AND_NO_MORE}), written AS (
         INSERT INTO login_sessions AS s (
             id, user_id, username, roles, client_id, ip, last_ip, user_agent, device,
             created_at, token_expires_at, expires_at,
@@ -135,9 +146,9 @@ def _mint(user: Row[Any], client: ClientInfo, settings: Settings, needed_role: s
     family, secret = secrets.token_bytes(FAMILY_BYTES), secrets.token_bytes(SECRET_BYTES)
     session_id = uuid.uuid4()
     may_enter = needed_role is None or needed_role in user.roles
-    with transaction() as session:
-        # Again: others may have failed meanwhile, and a right guess after the tenth must be told what a wrong one is.
-        let_no_failure_in_between(user.username, client.ip)
+    with one_statement() as session:
+        # Counted again: others may have failed meanwhile, and a right guess after the tenth must be told what a wrong
+        # one is.
         row = session.execute(
             _WRITE_SESSION,
             {
@@ -177,7 +188,7 @@ def refresh(raw: str, client: ClientInfo, settings: Settings) -> Tokens:
     """
     presented = read_refresh_token(raw)
     family, secret = presented[:FAMILY_BYTES], presented[FAMILY_BYTES:]
-    with transaction():
+    with prepared_transaction():
         row = _locked_session("family_hash = :key", digest(family))
         user = _standing_user(row)
         if hmac.compare_digest(digest(secret), row.refresh_hash):
@@ -221,8 +232,7 @@ def prove_password(claims: Claims, password: str, client: ClientInfo) -> Row[Any
         note_failure(user.username or claims.sub, client.ip)
         raise WrongCredentials("The current password is wrong.")
     with transaction():
-        let_no_failure_in_between(user.username, client.ip)
-        refuse_when_throttled(count_failures(user.username, client.ip))
+        refuse_when_throttled(count_failures(user.username, client.ip, let_none_in_between=True))
     return user
 
 

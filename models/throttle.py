@@ -7,37 +7,20 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Row, text
 
-from models.database import db, transaction
+from models.database import db, one_statement
 from models.errors import Throttled
 
 FAILURES_ALLOWED, FAILURES_WINDOW_S = 10, 300
 
-# As users are found: by the database's own idea of upper and lower case.
-_NAME_KEY: LiteralString = "encode(sha256(convert_to(lower(CAST(:tried_name AS text)), 'UTF8')), 'hex')"
-_OF_ONE_KEY: LiteralString = """
-    SELECT count(*) AS n, min(tried_at) AS oldest FROM (
-        SELECT tried_at FROM sign_in_attempts
-        WHERE {} AND tried_at > clock_timestamp() - make_interval(secs => :throttle_window)
-        ORDER BY tried_at DESC LIMIT :failures_allowed
-    ) AS a
-"""
-# The failures of the name or of the address in the window, the larger number; and when that ends (seconds).
-FAILURES: LiteralString = f"""
-SELECT greatest(by_name.n, by_address.n) AS failures, greatest(1, ceil(extract(epoch FROM
-    coalesce(CASE WHEN by_name.n > by_address.n THEN by_name.oldest ELSE by_address.oldest END, clock_timestamp())
-    + make_interval(secs => :throttle_window) - clock_timestamp()))::int) AS wait_s
-FROM
-    ({_OF_ONE_KEY.format(f"name_key = {_NAME_KEY}")}) AS by_name,
-    ({_OF_ONE_KEY.format("address_key = :tried_address")}) AS by_address
-"""
-"""A query of one row, for statements that ask it along with something else. Its parameters: `tried`."""
+_GIVEN: LiteralString = ":tried_name, :tried_address, :throttle_window, :failures_allowed"
+FAILURES: LiteralString = f"SELECT * FROM sign_in_failures({_GIVEN}, FALSE)"
+FAILURES_AND_NO_MORE: LiteralString = f"SELECT * FROM sign_in_failures({_GIVEN}, TRUE)"
+"""Queries of one row, for statements that ask them along with something else. Their parameters: `tried`. After the
+second no failure is noted until the transaction ends."""
 
-_COUNT_FAILURES = text(FAILURES)
-_NOTE_FAILURE = text(f"INSERT INTO sign_in_attempts (name_key, address_key) VALUES ({_NAME_KEY}, :tried_address)")
-# In one order, so that two cannot wait for each other.
-_KEYS: LiteralString = f"(SELECT unnest(ARRAY[{_NAME_KEY}, :tried_address]) AS key ORDER BY key) AS given"
-_LOCK = text(f"SELECT pg_advisory_xact_lock(hashtextextended(key, 7530003)) FROM {_KEYS}")
-_LOCK_SHARED = text(f"SELECT pg_advisory_xact_lock_shared(hashtextextended(key, 7530003)) FROM {_KEYS}")
+_COUNT = text(FAILURES)
+_COUNT_AND_NO_MORE = text(FAILURES_AND_NO_MORE)
+_NOTE = text(f"SELECT * FROM note_sign_in_failure({_GIVEN})")
 
 
 def tried(username: str, ip: str | None) -> dict[str, Any]:
@@ -59,23 +42,14 @@ def refuse_when_throttled(found: Row[Any]) -> None:
         raise Throttled(found.wait_s)
 
 
-def count_failures(username: str, ip: str | None) -> Row[Any]:
-    return db.session.execute(_COUNT_FAILURES, tried(username, ip)).one()
-
-
-def let_no_failure_in_between(username: str, ip: str | None) -> None:
-    """From here to the end of the transaction none is counted: the next statement sees all of them.
-
-    The lock is shared, so that people behind one address wait for those who fail, not for each other.
-    """
-    db.session.execute(_LOCK_SHARED, tried(username, ip))
+def count_failures(username: str, ip: str | None, *, let_none_in_between: bool = False) -> Row[Any]:
+    """With `let_none_in_between` none is noted from here to the end of the transaction."""
+    counted = _COUNT_AND_NO_MORE if let_none_in_between else _COUNT
+    return db.session.execute(counted, tried(username, ip)).one()
 
 
 def note_failure(username: str, ip: str | None) -> None:
     """Count a failure, for all workers as one: whoever makes the tenth is told so. Raises Throttled."""
-    with transaction() as session:
-        given = tried(username, ip)
-        session.execute(_LOCK, given)
-        session.execute(_NOTE_FAILURE, given)
-        found = count_failures(username, ip)
+    with one_statement() as session:
+        found = session.execute(_NOTE, tried(username, ip)).one()
     refuse_when_throttled(found)

@@ -89,10 +89,10 @@ def test_a_role_that_is_missing_sends_no_query(alice: Actor, queries: list[str])
     assert queries == []
 
 
-def test_a_sign_in_asks_three_times(engine: Engine, alice: Actor) -> None:
+def test_a_sign_in_asks_twice(engine: Engine, alice: Actor) -> None:
     with statements(engine) as sent:
         alice.again()
-    assert len(sent) == 3, sent  # who is it; nobody else fails now; the session
+    assert len(sent) == 2, sent  # who is it; nobody else fails now, and the session
 
 
 def test_a_force_logout_asks_once_and_then_looks(engine: Engine, alice: Actor, root: Actor) -> None:

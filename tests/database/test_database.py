@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from app import create_app
-from models.database import ENGINE_OPTIONS, apply_schema, db, transaction
+from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, transaction
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
 from models.shelves import read_shelves
@@ -36,6 +36,10 @@ def prepared_by(*filters: SessionFilter) -> list[tuple[str, bool, int]]:
     often a plan was used that is not of its values."""
     for wanted in filters:
         list_sessions(wanted)
+    return what_is_prepared()
+
+
+def what_is_prepared() -> list[tuple[str, bool, int]]:
     with transaction():
         found = db.session.execute(
             text("SELECT statement, parameter_types <> '{}', generic_plans FROM pg_prepared_statements")
@@ -61,7 +65,7 @@ def test_what_writes_leaves_the_plans_of_triggers_as_they_are(for_a_list: bool, 
 
 
 @pytest.mark.usefixtures("context")
-def test_no_other_statement_is_prepared() -> None:
+def test_a_statement_in_a_transaction_is_not_prepared() -> None:
     before = prepared_by(SessionFilter())
     for name in ("ada", "grace", "hopper"):
         with transaction():
@@ -69,8 +73,22 @@ def test_no_other_statement_is_prepared() -> None:
     assert prepared_by() == before
 
 
+def look_up(*names: str) -> None:
+    for name in names:
+        with each_alone() as session:
+            session.execute(text("SELECT id FROM users WHERE username = :name"), {"name": name})
+
+
+@pytest.mark.usefixtures("context")
+def test_a_statement_alone_stays_prepared_with_its_plan() -> None:
+    look_up(*["ada", "grace", "hopper"] * 4)
+    [generic_plans] = [plans for statement, _, plans in what_is_prepared() if "FROM users" in statement]
+    assert generic_plans > 0
+
+
 def test_behind_a_pooler_nothing_is_prepared(pooled: dict[str, str]) -> None:
     with create_app(from_environment(pooled)).app_context():
+        look_up("ada", "grace", "hopper")
         assert prepared_by(*[SessionFilter()] * 3) == []
         db.engine.dispose()
 
