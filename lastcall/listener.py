@@ -158,6 +158,9 @@ class CutoffListener:
         if not self._complained and not self._stopping.is_set():
             self._complained = True
             reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
+            if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+                reason = f"{error.diag.message_primary}: run `flask --app app init-db`"
+                error = Unsuitable(reason)
             if isinstance(error, Unsuitable):
                 log.error("lastcall: worker %s does not get ready: %s", os.getpid(), reason)
                 return

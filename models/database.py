@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ SCHEMA = Path(__file__).parent.parent / "schema.sql"
 _SCHEMA_LOCK = 7_530_001
 _DEADLOCKS = 5
 _EXPLAIN = "lastcall_explain"
+_LACKING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction)
+
+log = logging.getLogger("lastcall")
 
 
 class Base(DeclarativeBase):
@@ -64,6 +68,14 @@ class DatabaseFull(DatabaseAway):
     """The database has no space left on its disk, so nothing was changed: make room there, then try again."""
 
     code = "database_full"
+    retry_after_s = 5
+
+
+class DatabaseOutdated(DatabaseAway):
+    """The database lacks something that this version of the server needs, so nothing was changed: bring it up to date
+    with `flask --app app init-db`, then try again."""
+
+    code = "database_outdated"
     retry_after_s = 5
 
 
@@ -209,6 +221,9 @@ def database_errors() -> Iterator[None]:
             raise TooSlow from None
         if isinstance(error.orig, psycopg.errors.DiskFull):
             raise DatabaseFull from None
+        if isinstance(error.orig, _LACKING):
+            log.error("lastcall: %s: run `flask --app app init-db`", error.orig.diag.message_primary)
+            raise DatabaseOutdated from None
         if error.connection_invalidated or _means_away(error.orig):
             raise DatabaseAway from None
         raise

@@ -303,3 +303,14 @@ def test_a_new_password_needs_the_current_one(alice: Actor, client: FlaskClient)
         problem(wrong, 401, "wrong_credentials")
     problem(alice.post("/auth/password", json={"current": "wrong", "new": "x" * 8}), 429, "too_many_attempts")
     assert alice.is_in()
+
+
+def test_a_schema_of_before_is_told(alice: Actor, psql: psycopg.Connection, caplog: pytest.LogCaptureFixture) -> None:
+    psql.execute("ALTER FUNCTION sign_in_failures RENAME TO of_a_later_version")
+    try:
+        answer = problem(login(alice.client, "alice", alice.password), 503, "database_outdated")
+    finally:
+        psql.execute("ALTER FUNCTION of_a_later_version RENAME TO sign_in_failures")
+    assert "init-db" in answer["detail"]
+    assert "sign_in_failures" in caplog.text and "init-db" in caplog.text
+    login(alice.client, "alice", alice.password).json["access_token"]

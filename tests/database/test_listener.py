@@ -391,14 +391,16 @@ def test_a_stop_without_a_start_is_tolerated(database_url: str) -> None:
     listener.stop()
 
 
-def test_a_worker_never_starts_on_a_database_that_is_away_and_comes_when_it_is_there(
-    psql: psycopg.Connection, database_url: str
+def test_a_worker_never_starts_without_the_schema_says_what_to_do_and_comes_when_it_is_there(
+    psql: psycopg.Connection, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cutoffs = Cutoffs()
     listener = CutoffListener(database_url, cutoffs)
     psql.execute("ALTER TABLE everyone RENAME TO elsewhere")
     listener.ensure_running()
     wait_until(lambda: one(psql, "SELECT count(*) FROM workers") == 1, "it registers first")
+    wait_until(lambda: "init-db" in caplog.text, "it says what to do")
+    assert 'does not get ready: relation "everyone" does not exist: run `flask --app app init-db`' in caplog.text
     assert not cutoffs.lease_is_valid() and cutoffs.state == "starting"
     psql.execute("ALTER TABLE elsewhere RENAME TO everyone")
     assert listener.wait_until_live(DEADLINE_S)
