@@ -73,7 +73,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     server = _server(app, settings)
     app.extensions["lastcall_server"] = server
     db.init_app(app)
-    use_database(app, settings.database_url, server.patience, pooled=settings.listen_url != settings.database_url)
+    use_database(
+        app,
+        settings.database_url,
+        server.patience,
+        pooled=settings.listen_url != settings.database_url,
+        listener_is_live=server.lastcall.cutoffs.lease_is_valid,
+    )
     server.lastcall.init_app(app)
     problems.init_app(app)
     console.init_app(app)

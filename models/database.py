@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -113,10 +113,14 @@ _SET = text("""
 """)
 
 
-def use_database(app: Flask, url: str, patience: Patience, *, pooled: bool) -> None:
+def use_database(
+    app: Flask, url: str, patience: Patience, *, pooled: bool, listener_is_live: Callable[[], bool]
+) -> None:
     """Let the engine of `app` open its connections with `patience`. With `pooled` a transaction-mode pooler may be in
-    between, where a setting belongs to the transaction (pgbouncer manual, "SQL feature map")."""
+    between, where a setting belongs to the transaction (pgbouncer manual, "SQL feature map"). Without it, the listener
+    has the same URL, and is live once it has proved that none is."""
     app.extensions["lastcall_patience"], app.extensions["lastcall_pooled"] = patience, pooled
+    app.extensions["lastcall_is_direct"] = lambda: not pooled and listener_is_live()
     settings = ", ".join(f"set_config('{name}', '{value}', {pooled})" for name, value in _SETTINGS.items())
 
     def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
@@ -177,13 +181,13 @@ def prepared_transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
 @contextmanager
 def _prepared(session: sqlalchemy.orm.scoped_session[Session], isolation: str | None = None) -> Iterator[None]:
     """What is asked from here on stays prepared on the connection, which saves the time of parsing it each time, and of
-    planning it where one plan does for all values (docs/decisions/0017). Nothing does behind a transaction-mode pooler,
-    nor is a statement alone there."""
-    pooled = bool(current_app.extensions.get("lastcall_pooled"))
+    planning it where one plan does for all values (docs/decisions/0017). Nothing does where a transaction-mode pooler
+    may be in between, which has other statements under the same names; nor is a statement alone there."""
+    pooled, is_direct = (current_app.extensions[f"lastcall_{fact}"] for fact in ("pooled", "is_direct"))
     as_it_is = isolation is None or (pooled and isolation == "AUTOCOMMIT")
     options = None if as_it_is else {"isolation_level": isolation}
     connection = _driver_connection(session.connection(execution_options=options))
-    connection.prepare_threshold = None if pooled else 1
+    connection.prepare_threshold = 1 if is_direct() else None
     try:
         yield
     finally:

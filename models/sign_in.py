@@ -61,6 +61,11 @@ _USER_FACTS = """
     e.gen AS everyone_gen,
     coalesce((SELECT array_agg(r.role ORDER BY r.role) FROM user_roles AS r WHERE r.user_id = u.id), '{}') AS roles
 """
+# By name: a column that a later version adds must not change what a prepared statement answers.
+_OF_A_SESSION = """
+    id, user_id, client_id, created_at, token_expires_at, expires_at, ended_at, user_gen, everyone_gen,
+    refresh_hash, previous_refresh_hash, sealed_successor, rotated_at, clock_timestamp() AS now
+"""
 _FACTS_BY_ID = text(f"SELECT {_USER_FACTS} FROM everyone AS e LEFT JOIN users AS u ON u.id = CAST(:id AS uuid)")
 _FACTS_BY_NAME = text(f"""
     SELECT {_USER_FACTS}, tries.failures, tries.wait_s
@@ -285,7 +290,7 @@ def _facts_of(user_id: str) -> Row[Any]:
 
 def _locked_session(condition: str, key: object) -> Row[Any]:
     row = db.session.execute(
-        text(f"SELECT *, clock_timestamp() AS now FROM login_sessions WHERE {condition} FOR UPDATE"),
+        text(f"SELECT {_OF_A_SESSION} FROM login_sessions WHERE {condition} FOR UPDATE"),
         {"key": key},
     ).one_or_none()
     if row is None:

@@ -157,6 +157,20 @@ def test_racing_tabs_get_the_same_successor_within_the_grace(alice: Actor) -> No
     assert answer(refresh(alice, first["refresh_token"]))["refresh_token"] == third["refresh_token"]
 
 
+def test_a_column_that_a_later_version_adds_leaves_what_is_prepared_good(
+    alice: Actor, psql: psycopg.Connection
+) -> None:
+    for _ in range(3):
+        alice = with_tokens(alice, refresh(alice).json)
+    psql.execute("ALTER TABLE login_sessions ADD COLUMN later integer")
+    psql.execute("ALTER TABLE users ADD COLUMN later integer")
+    try:
+        assert refresh(alice).status_code == login(alice.client, "alice", alice.password).status_code == 200
+    finally:
+        psql.execute("ALTER TABLE login_sessions DROP COLUMN later")
+        psql.execute("ALTER TABLE users DROP COLUMN later")
+
+
 @pytest.mark.parametrize("how", ["after the grace", "older than the newest predecessor", "of the right family"])
 def test_a_reused_refresh_token_ends_the_session_at_once(alice: Actor, psql: psycopg.Connection, how: str) -> None:
     assert sign_in.GRACE_S == 10

@@ -6,9 +6,11 @@ from datetime import UTC
 
 import psycopg
 import pytest
+from flask import current_app
 from sqlalchemy import text
 
 from app import create_app
+from lastcall.clock import boottime_ns
 from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, transaction
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
@@ -29,6 +31,11 @@ def test_the_pool_gives_up_a_connection_before_postgresql_does() -> None:
             text("SELECT setting::int FROM pg_settings WHERE name = 'idle_session_timeout'")
         )
     assert ends_after_ms > ENGINE_OPTIONS["pool_recycle"] * 1000 > 0
+
+
+def become_live() -> None:
+    """As the listener does, once it has proved that its connection is a direct one."""
+    current_app.extensions["lastcall_server"].lastcall.cutoffs.renew_lease(boottime_ns() + 60_000_000_000)
 
 
 def prepared_by(*filters: SessionFilter) -> list[tuple[str, bool, int]]:
@@ -86,8 +93,21 @@ def test_a_statement_alone_stays_prepared_with_its_plan() -> None:
     assert generic_plans > 0
 
 
+def test_nothing_is_prepared_before_the_listener_has_proved_that_no_pooler_is_in_between(
+    environment: dict[str, str],
+) -> None:
+    with create_app(from_environment(environment)).app_context():
+        look_up("ada", "grace", "hopper")
+        assert prepared_by(*[SessionFilter()] * 3) == []
+        become_live()
+        look_up("ada", "grace", "hopper")
+        assert len(what_is_prepared()) == 1
+        db.engine.dispose()
+
+
 def test_behind_a_pooler_nothing_is_prepared(pooled: dict[str, str]) -> None:
     with create_app(from_environment(pooled)).app_context():
+        become_live()
         look_up("ada", "grace", "hopper")
         assert prepared_by(*[SessionFilter()] * 3) == []
         db.engine.dispose()
