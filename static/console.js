@@ -23,12 +23,15 @@ document.querySelectorAll("[data-part], [data-rows] > *").forEach(remember);
 // An element whose own request is under way must stay, or htmx drops the answer: the receipt of «End session».
 const isBusy = (element) => element.matches(".htmx-request") || element.querySelector(".htmx-request") !== null;
 
+// Whether the table asked by itself: who has changed the filter or the page knows why other rows are there.
+let isLive = false;
+
 function swapRows(body, fresh) {
   let place = body.firstElementChild;
   for (const row of [...fresh.children]) {
     const old = document.getElementById(row.id);
     if (!old) {
-      row.classList.add("arrived");
+      if (isLive) row.classList.add("arrived");
       body.insertBefore(row, place);
       remember(row);
       htmx.process(row);
@@ -50,11 +53,16 @@ function takeOver(old, fresh) {
   if (served.get(old) === fresh.innerHTML) return;
   if (isBusy(old)) return later();
   const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+  const link = linksOf(old).indexOf(document.activeElement);
   old.replaceWith(fresh);
   remember(fresh);
   htmx.process(fresh);
+  // By its id, so that it never comes to another action; a link without one, which only shows, by its place.
   if (focused) document.getElementById(focused)?.focus();
+  else linksOf(fresh)[link]?.focus();
 }
+
+const linksOf = (element) => [...element.querySelectorAll("a[href]:not([id])")];
 
 const later = () => {
   tags.clear();
@@ -70,6 +78,7 @@ document.addEventListener("htmx:configRequest", ({ detail }) => {
 });
 document.addEventListener("htmx:beforeSwap", ({ detail }) => {
   const tag = detail.xhr.getResponseHeader("ETag");
+  isLive = detail.requestConfig.elt === detail.target;
   if (detail.xhr.status === 304) detail.shouldSwap = false;
   else if (tag) tags.set(detail.target, [asked(detail.requestConfig), tag]);
 });

@@ -175,6 +175,19 @@ def test_a_sign_in_elsewhere_arrives_while_search_and_focus_stay(
     expect(page.locator(":focus")).to_have_text("Force logout")
 
 
+def test_the_focus_stays_on_a_link_that_is_sent_anew(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
+) -> None:
+    make_person("alice")
+    page = sign_in()
+    page.get_by_role("searchbox", name="Search sessions").fill("alice")
+    expect(page.locator("#sessions-count")).to_contain_text("1 active session")
+    page.get_by_role("link", name="Clear the filter").focus()
+    gunicorn.sign_in("alice", PASSWORD)
+    expect(page.locator("#sessions-count")).to_contain_text("2 active sessions")
+    expect(page.locator(":focus")).to_have_text("Clear the filter")
+
+
 def test_a_second_admins_page_follows_by_itself(sign_in: SignIn, make_person: MakePerson) -> None:
     make_person("alice")
     first, second = sign_in(), sign_in()
