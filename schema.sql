@@ -243,38 +243,42 @@ RETURN
 CREATE OR REPLACE FUNCTION sign_in_name_key(tried_name text) RETURNS text LANGUAGE sql STABLE
 RETURN encode(sha256(convert_to(lower(tried_name), 'UTF8')), 'hex');
 
+-- What failures of this name and this address are counted under, as advisory locks, in one order, so that two who take
+-- them cannot wait for each other.
+CREATE OR REPLACE FUNCTION sign_in_locks(tried_key text, tried_address text) RETURNS SETOF bigint
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT hashtextextended(key, 7530003) FROM unnest(ARRAY[tried_key, tried_address]) AS key ORDER BY key;
+$$;
+
 -- The failures of a name or of an address in the window, the larger number; and when that ends (seconds). With
 -- `let_none_in_between` none is counted from here to the end of the transaction, and all before are seen: plpgsql reads
 -- in a new snapshot after the locks. They are shared, so that people behind one address wait for those who fail, not
--- for each other; and taken in one order, so that two cannot wait for each other.
+-- for each other.
 CREATE OR REPLACE FUNCTION sign_in_failures(
     tried_name text, tried_address text, window_s integer, most integer, let_none_in_between boolean,
     OUT failures bigint, OUT wait_s integer
 ) LANGUAGE plpgsql AS $$
 DECLARE
     tried_key text := sign_in_name_key(tried_name);
+    since timestamptz;
 BEGIN
     IF let_none_in_between THEN
-        PERFORM pg_advisory_xact_lock_shared(hashtextextended(key, 7530003))
-        FROM (SELECT unnest(ARRAY[tried_key, tried_address]) AS key ORDER BY key) AS given;
+        PERFORM pg_advisory_xact_lock_shared(taken) FROM sign_in_locks(tried_key, tried_address) AS taken;
     END IF;
-    SELECT greatest(by_name.n, by_address.n), greatest(1, ceil(extract(epoch FROM
-        coalesce(CASE WHEN by_name.n > by_address.n THEN by_name.oldest ELSE by_address.oldest END, clock_timestamp())
-        + make_interval(secs => window_s) - clock_timestamp()))::integer)
+    since := clock_timestamp() - make_interval(secs => window_s);
+    SELECT count(*), greatest(1, ceil(extract(epoch FROM min(tried_at) - since))::integer)
     INTO failures, wait_s
     FROM (
-        SELECT count(*) AS n, min(tried_at) AS oldest FROM (
-            SELECT tried_at FROM sign_in_attempts
-            WHERE name_key = tried_key AND tried_at > clock_timestamp() - make_interval(secs => window_s)
-            ORDER BY tried_at DESC LIMIT most
-        ) AS a
-    ) AS by_name, (
-        SELECT count(*) AS n, min(tried_at) AS oldest FROM (
-            SELECT tried_at FROM sign_in_attempts
-            WHERE address_key = tried_address AND tried_at > clock_timestamp() - make_interval(secs => window_s)
-            ORDER BY tried_at DESC LIMIT most
-        ) AS a
-    ) AS by_address;
+        (
+            SELECT 'name' AS found_by, tried_at FROM sign_in_attempts
+            WHERE name_key = tried_key AND tried_at > since ORDER BY tried_at DESC LIMIT most
+        ) UNION ALL (
+            SELECT 'address', tried_at FROM sign_in_attempts
+            WHERE address_key = tried_address AND tried_at > since ORDER BY tried_at DESC LIMIT most
+        )
+    ) AS failed
+    GROUP BY found_by ORDER BY count(*) DESC, found_by LIMIT 1;
+    failures := coalesce(failures, 0);
 END
 $$;
 
@@ -285,8 +289,7 @@ CREATE OR REPLACE FUNCTION note_sign_in_failure(
 DECLARE
     tried_key text := sign_in_name_key(tried_name);
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended(key, 7530003))
-    FROM (SELECT unnest(ARRAY[tried_key, tried_address]) AS key ORDER BY key) AS given;
+    PERFORM pg_advisory_xact_lock(taken) FROM sign_in_locks(tried_key, tried_address) AS taken;
     INSERT INTO sign_in_attempts (name_key, address_key) VALUES (tried_key, tried_address);
     SELECT * INTO failures, wait_s FROM sign_in_failures(tried_name, tried_address, window_s, most, FALSE);
 END

@@ -18,8 +18,7 @@ FAILURES_AND_NO_MORE: LiteralString = f"SELECT * FROM sign_in_failures({_GIVEN},
 """Queries of one row, for statements that ask them along with something else. Their parameters: `tried`. After the
 second no failure is noted until the transaction ends."""
 
-_COUNT = text(FAILURES)
-_COUNT_AND_NO_MORE = text(FAILURES_AND_NO_MORE)
+_COUNT = text(f"SELECT * FROM sign_in_failures({_GIVEN}, :let_none_in_between)")
 _NOTE = text(f"SELECT * FROM note_sign_in_failure({_GIVEN})")
 
 
@@ -44,8 +43,7 @@ def refuse_when_throttled(found: Row[Any]) -> None:
 
 def count_failures(username: str, ip: str | None, *, let_none_in_between: bool = False) -> Row[Any]:
     """With `let_none_in_between` none is noted from here to the end of the transaction."""
-    counted = _COUNT_AND_NO_MORE if let_none_in_between else _COUNT
-    return db.session.execute(counted, tried(username, ip)).one()
+    return db.session.execute(_COUNT, {**tried(username, ip), "let_none_in_between": let_none_in_between}).one()
 
 
 def note_failure(username: str, ip: str | None) -> None:
