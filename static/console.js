@@ -49,6 +49,8 @@ function swapRows(body, fresh) {
   }
 }
 
+const linksOf = (element) => [...element.querySelectorAll("a[href]:not([id])")];
+
 function takeOver(old, fresh) {
   if (served.get(old) === fresh.innerHTML) return;
   if (isBusy(old)) return later();
@@ -61,8 +63,6 @@ function takeOver(old, fresh) {
   if (focused) document.getElementById(focused)?.focus();
   else linksOf(fresh)[link]?.focus();
 }
-
-const linksOf = (element) => [...element.querySelectorAll("a[href]:not([id])")];
 
 const later = () => {
   tags.clear();
