@@ -28,7 +28,8 @@ from models import demo, force_logout, housekeeping, passwords
 from models import user as users
 from models.audit import Actor
 from models.confirmation import confirm
-from models.database import apply_schema, database_errors, db, transaction
+from models.database import apply_schema, db, transaction
+from models.database_errors import database_errors
 from models.everyone import note_access_ttl
 from models.force_logout import Receipt
 from models.session_list import list_sessions

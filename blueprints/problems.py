@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from lastcall.errors import DatabaseAway, LastcallError, Revoked, TokenRejected
 from lastcall.flask import problem_response
-from models.database import database_errors
+from models.database_errors import database_errors
 from models.errors import (
     BadCursor,
     BadRequest,

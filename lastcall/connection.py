@@ -13,9 +13,20 @@ from lastcall.hosts import connect_to_primary
 
 _ON_A_REPLICA = "connected to a replica: DATABASE_URL and LASTCALL_LISTEN_URL must lead to the primary"
 
+APPLY_SCHEMA = "run `flask --app app init-db`"
+
 
 class Unsuitable(Exception):
     """The connection can't carry LISTEN, leads to a replica, or what it shows is not to be trusted yet."""
+
+
+def lacking(error: BaseException | None) -> str | None:
+    """What the database's schema lacks for this version, and what to do; None for any other error."""
+    if isinstance(
+        error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedFunction
+    ):
+        return f"{error.diag.message_primary}: {APPLY_SCHEMA}"
+    return None
 
 
 def connect(conninfo: str) -> psycopg.Connection:

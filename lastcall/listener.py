@@ -24,7 +24,16 @@ from lastcall import statements
 from lastcall.ask import hang_up
 from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
-from lastcall.connection import Unsuitable, adjust, connect, of_many_rows, prove, refuse_open_transaction
+from lastcall.connection import (
+    APPLY_SCHEMA,
+    Unsuitable,
+    adjust,
+    connect,
+    lacking,
+    of_many_rows,
+    prove,
+    refuse_open_transaction,
+)
 from lastcall.cutoffs import Cutoffs
 from lastcall.prepared import ask, prepare, was_notified
 from lastcall.rows import cutoff_from_row
@@ -157,11 +166,9 @@ class CutoffListener:
     def _complain(self, error: Exception) -> None:
         if not self._complained and not self._stopping.is_set():
             self._complained = True
-            reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
-            if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-                reason = f"{error.diag.message_primary}: run `flask --app app init-db`"
-                error = Unsuitable(reason)
-            if isinstance(error, Unsuitable):
+            lacks = lacking(error)
+            reason = lacks or (" ".join(str(error).split()) or type(error).__name__)[:300]
+            if lacks or isinstance(error, Unsuitable):
                 log.error("lastcall: worker %s does not get ready: %s", os.getpid(), reason)
                 return
             log.warning(
@@ -350,7 +357,7 @@ class CutoffListener:
             if cutoff[0] is not None:
                 self._apply(tuple(cutoff))
         if not position:
-            raise Unsuitable("the table everyone is empty: run `flask --app app init-db`")
+            raise Unsuitable(f"the table everyone is empty: {APPLY_SCHEMA}")
         self.cutoffs.horizon_us = max(self.cutoffs.horizon_us, purged_us)
         self.cutoffs.newest_us = max(self.cutoffs.newest_us, now_us, purged_at_us)
         offset_ns = now_us * 1000 - boottime_ns()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lastcall.clock import boottime_ns
 from lastcall.errors import DatabaseAway
-from models.database import NotConfirmed
+from models.database_errors import NotConfirmed
 from models.worker import Reading, WorkerWatch, read_workers
 
 PATIENCE_S = 10.0

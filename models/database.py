@@ -1,8 +1,7 @@
-"""The database connection of the server: engine options, transactions, and the seam where driver errors become ours."""
+"""The database connection of the server: engine options, transactions, the schema."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,20 +12,17 @@ import sqlalchemy
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
-from sqlalchemy import ColumnElement, CompoundSelect, Executable, Select, event, exc, literal, text
+from sqlalchemy import ColumnElement, CompoundSelect, Executable, Select, event, literal, text
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import UserDefinedType
 
-from lastcall.errors import DatabaseAway
+from models.database_errors import database_errors
 from models.patience import POOL_S, Patience, PatientConnection
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 _SCHEMA_LOCK = 7_530_001
 _DEADLOCKS = 5
 _EXPLAIN = "lastcall_explain"
-_LACKING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction)
-
-log = logging.getLogger("lastcall")
 
 
 class Base(DeclarativeBase):
@@ -47,43 +43,6 @@ class _UuidArray(UserDefinedType[str]):
 def uuid_array(ids: Sequence[str]) -> ColumnElement[Any]:
     """uuid[], of texts that the database has written: psycopg takes 8 us to write one UUID, a search has a thousand."""
     return literal("{" + ",".join(ids) + "}", _UuidArray())
-
-
-class Busy(DatabaseAway):
-    """Somebody else holds a lock on this row, so nothing was changed: try again; look for a forgotten transaction."""
-
-    code = "database_busy"
-    retry_after_s = 2
-
-
-class TooSlow(DatabaseAway):
-    """The database did not get done with this in time, so nothing was changed: ask for less at once (a filter that
-    finds fewer sessions), or try again when it has less to do."""
-
-    code = "database_slow"
-    retry_after_s = 2
-
-
-class DatabaseFull(DatabaseAway):
-    """The database has no space left on its disk, so nothing was changed: make room there, then try again."""
-
-    code = "database_full"
-    retry_after_s = 5
-
-
-class DatabaseOutdated(DatabaseAway):
-    """The database lacks something that this version of the server needs, so nothing was changed: bring it up to date
-    with `flask --app app init-db`, then try again."""
-
-    code = "database_outdated"
-    retry_after_s = 5
-
-
-class NotConfirmed(DatabaseAway):
-    """It is written, but the database can't be asked at the moment who has it in force: look at the history, which
-    shows it, or ask for it again."""
-
-    code = "not_confirmed"
 
 
 # The connection itself is opened by `use_database`, from the libpq URL as it stands: several hosts, options, all of it.
@@ -179,70 +138,33 @@ def prepared_transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
 
 
 @contextmanager
-def _prepared(session: sqlalchemy.orm.scoped_session[Session], isolation: str | None = None) -> Iterator[None]:
+def _prepared(
+    session: sqlalchemy.orm.scoped_session[Session], isolation: str | None = None
+) -> Iterator[PatientConnection]:
     """What is asked from here on stays prepared on the connection, which saves the time of parsing it each time, and of
     planning it where one plan does for all values (docs/decisions/0017). Nothing does where a transaction-mode pooler
     may be in between, which has other statements under the same names; nor is a statement alone there."""
     pooled, is_direct = (current_app.extensions[f"lastcall_{fact}"] for fact in ("pooled", "is_direct"))
     as_it_is = isolation is None or (pooled and isolation == "AUTOCOMMIT")
     options = None if as_it_is else {"isolation_level": isolation}
-    connection = _driver_connection(session.connection(execution_options=options))
+    connection = cast(PatientConnection, session.connection(execution_options=options).connection.driver_connection)
     connection.prepare_threshold = 1 if is_direct() else None
     try:
-        yield
+        yield connection
     finally:
         connection.prepare_threshold = None
-
-
-def _driver_connection(connection: sqlalchemy.Connection) -> PatientConnection:
-    return cast(PatientConnection, connection.connection.driver_connection)
 
 
 @contextmanager
 def one_statement() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """A transaction of one statement that writes. Raises what `transaction` does, also where it is not known that the
     synchronous standby has it."""
-    with each_alone() as session:
-        connection = _driver_connection(session.connection())
+    with transaction() as session, _prepared(session, "AUTOCOMMIT") as connection:
         connection.commits_alone = connection.autocommit
         try:
             yield session
         finally:
             connection.commits_alone = False
-
-
-@contextmanager
-def database_errors() -> Iterator[None]:
-    """Driver errors that mean "not now" become DatabaseAway or one of its kinds; anything else is a bug and passes."""
-    try:
-        yield
-    except exc.TimeoutError:
-        raise DatabaseAway from None
-    except exc.DBAPIError as error:
-        if isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
-            raise Busy from None
-        if isinstance(error.orig, psycopg.errors.QueryCanceled):
-            raise TooSlow from None
-        if isinstance(error.orig, psycopg.errors.DiskFull):
-            raise DatabaseFull from None
-        if isinstance(error.orig, _LACKING):
-            log.error("lastcall: %s: run `flask --app app init-db`", error.orig.diag.message_primary)
-            raise DatabaseOutdated from None
-        if error.connection_invalidated or _means_away(error.orig):
-            raise DatabaseAway from None
-        raise
-
-
-def _means_away(error: BaseException | None) -> bool:
-    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        return True
-    if isinstance(error, psycopg.errors.FeatureNotSupported) and "during recovery" in str(error):
-        return True  # a replica
-    state = getattr(error, "sqlstate", None)
-    # 08 connection, 53 resources (disk full, too many connections), 54 limits, 57 operator intervention, 58 system
-    return isinstance(error, psycopg.OperationalError) and (
-        state is None or state[:2] in ("08", "53", "54", "57", "58")
-    )
 
 
 def apply_schema(url: str) -> None:

@@ -19,7 +19,6 @@ from lastcall.listener import CHANNEL
 from models.audit import Actor
 from models.confirmation import Confirmation, confirm
 from models.database import (
-    TooSlow,
     changed,
     db,
     durably,
@@ -29,6 +28,7 @@ from models.database import (
     transaction,
     uuid_array,
 )
+from models.database_errors import TooSlow
 from models.errors import NotFound, PartlyDone
 from models.login_session import LoginSession, is_active
 from models.revocation import Revocation

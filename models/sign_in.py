@@ -26,8 +26,6 @@ from lastcall.tokens import issue
 from models import passwords
 from models.audit import Actor
 from models.database import (
-    Busy,
-    NotConfirmed,
     db,
     each_alone,
     one_statement,
@@ -37,6 +35,7 @@ from models.database import (
     say_durably,
     transaction,
 )
+from models.database_errors import Busy, NotConfirmed
 from models.device import describe_device
 from models.errors import NotAllowed, NotFound, RefreshRejected, WrongCredentials
 from models.force_logout import Receipt, revoke_session

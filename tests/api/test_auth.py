@@ -15,7 +15,8 @@ from werkzeug.test import TestResponse
 
 from models import passwords, sign_in
 from models import user as users
-from models.database import Busy, db
+from models.database import db
+from models.database_errors import Busy
 from settings import from_environment
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt

@@ -6,7 +6,7 @@ import pytest
 
 from lastcall.errors import DatabaseAway
 from models import confirmation
-from models.database import Busy, NotConfirmed
+from models.database_errors import Busy, NotConfirmed
 from models.worker import MARGIN_S, Reading, WorkerRow, WorkerWatch
 from tests.unit.model import REVOCATION
 

@@ -8,7 +8,7 @@ import pytest
 
 import models.errors  # its errors are among the kinds
 from lastcall.errors import LastcallError
-from models.database import NotConfirmed, TooSlow
+from models.database_errors import NotConfirmed, TooSlow
 
 
 def kinds(of: type[LastcallError] = LastcallError) -> Iterator[type[LastcallError]]:

@@ -1,0 +1,86 @@
+"""The seam where driver errors become ours: what the database can't do now, and what to do about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy import exc
+
+from lastcall.connection import lacking
+from lastcall.errors import DatabaseAway
+
+log = logging.getLogger("lastcall")
+
+
+class Busy(DatabaseAway):
+    """Somebody else holds a lock on this row, so nothing was changed: try again; look for a forgotten transaction."""
+
+    code = "database_busy"
+    retry_after_s = 2
+
+
+class TooSlow(DatabaseAway):
+    """The database did not get done with this in time, so nothing was changed: ask for less at once (a filter that
+    finds fewer sessions), or try again when it has less to do."""
+
+    code = "database_slow"
+    retry_after_s = 2
+
+
+class DatabaseFull(DatabaseAway):
+    """The database has no space left on its disk, so nothing was changed: make room there, then try again."""
+
+    code = "database_full"
+    retry_after_s = 5
+
+
+class DatabaseOutdated(DatabaseAway):
+    """The database lacks something that this version of the server needs, so nothing was changed: bring it up to date
+    with `flask --app app init-db`, then try again."""
+
+    code = "database_outdated"
+    retry_after_s = 5
+
+
+class NotConfirmed(DatabaseAway):
+    """It is written, but the database can't be asked at the moment who has it in force: look at the history, which
+    shows it, or ask for it again."""
+
+    code = "not_confirmed"
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Driver errors that mean "not now" become DatabaseAway or one of its kinds; anything else is a bug and passes."""
+    try:
+        yield
+    except exc.TimeoutError:
+        raise DatabaseAway from None
+    except exc.DBAPIError as error:
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+            raise Busy from None
+        if isinstance(error.orig, psycopg.errors.QueryCanceled):
+            raise TooSlow from None
+        if isinstance(error.orig, psycopg.errors.DiskFull):
+            raise DatabaseFull from None
+        if lacks := lacking(error.orig):
+            log.error("lastcall: %s", lacks)
+            raise DatabaseOutdated from None
+        if error.connection_invalidated or _means_away(error.orig):
+            raise DatabaseAway from None
+        raise
+
+
+def _means_away(error: BaseException | None) -> bool:
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return True
+    if isinstance(error, psycopg.errors.FeatureNotSupported) and "during recovery" in str(error):
+        return True  # a replica
+    state = getattr(error, "sqlstate", None)
+    # 08 connection, 53 resources (disk full, too many connections), 54 limits, 57 operator intervention, 58 system
+    return isinstance(error, psycopg.OperationalError) and (
+        state is None or state[:2] in ("08", "53", "54", "57", "58")
+    )
