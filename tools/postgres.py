@@ -80,8 +80,8 @@ class EmbeddedPostgres:
         self._lock = _take_lock(self.data_dir.parent)
         if not (self.data_dir / "PG_VERSION").exists():
             self._init()
-        # A short folder of its own: the path of a socket may have 107 bytes at most (unix(7)).
-        self._socket_dir = Path(tempfile.mkdtemp(prefix="lastcall-"))
+        if self._socket_dir is None:  # a short path of its own: that of a socket may have 107 bytes (unix(7))
+            self._socket_dir = Path(tempfile.mkdtemp(prefix="lastcall-"))
         (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
         options = {
             "listen_addresses": "",
@@ -113,6 +113,13 @@ class EmbeddedPostgres:
             raise
         (self.data_dir.parent / "postgres.socket").write_text(str(self._socket_dir), encoding="utf-8")
         return self.url()
+
+    def start_again(self) -> None:
+        """Start a server that has gone by itself, or was killed: it recovers, and has the same URL. Raises
+        PostgresError."""
+        if self._lock is not None:
+            self._lock.close()  # the last of its processes may still hold it, and is waited for
+        self.start()
 
     def stop(self) -> None:
         """Stop the server and wait for it: fast shutdown (SIGINT), then harder."""

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event
 
 import psycopg
@@ -99,7 +99,7 @@ def _serve(settings: Settings, server: EmbeddedPostgres | None) -> int:
             _wait_until_ready(settings, gunicorn, stopping)
         if not stopping.is_set():
             _welcome(settings, invented)
-        status = gunicorn.wait()
+        status = _watch(gunicorn, server, stopping)
     finally:
         if gunicorn.poll() is None:
             gunicorn.terminate()
@@ -108,6 +108,18 @@ def _serve(settings: Settings, server: EmbeddedPostgres | None) -> int:
         raise StartError(f"gunicorn ended by itself (status {status}); its messages stand above")
     console.print("Stopped." + (" The data are kept." if settings.embedded else ""))
     return 0
+
+
+def _watch(gunicorn: subprocess.Popen[bytes], server: EmbeddedPostgres | None, stopping: Event) -> int:
+    """Wait until gunicorn has ended. The embedded PostgreSQL is ours to start again, for the workers can only wait."""
+    while (status := gunicorn.poll()) is None:
+        if server is not None and server.has_ended() and not stopping.is_set():
+            console.print("PostgreSQL has ended by itself, or was killed: starting it again …")
+            server.start_again()
+            console.print("PostgreSQL is back.")
+        with suppress(subprocess.TimeoutExpired):
+            gunicorn.wait(0.5)
+    return status
 
 
 def _prepare(settings: Settings) -> str | None:

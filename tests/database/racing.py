@@ -21,7 +21,7 @@ from models.sign_in import ClientInfo, Tokens
 from tests.conftest import PASSWORD
 from tests.database.conftest import accepts, one
 
-ROUNDS = int(os.environ.get("LASTCALL_RACES") or 45)
+ROUNDS = int(os.environ.get("LASTCALL_RACES") or 30)
 """How many of each race; `make faults` runs 2,000."""
 SOMEBODY = Who("the race", reason="a race")
 HERE = ClientInfo("race", "192.0.2.1", "")

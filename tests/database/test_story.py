@@ -43,7 +43,7 @@ from tests.database.story_machine import SOMEBODY, Telling, here
 from tests.database.story_model import Session
 from tools.postgres import EmbeddedPostgres
 
-STORIES = int(os.environ.get("LASTCALL_STORIES") or 15)
+STORIES = int(os.environ.get("LASTCALL_STORIES") or 12)
 STEPS = 25
 
 NAMES = st.sampled_from(["ann", "bob", "cid"])

@@ -25,7 +25,7 @@ from tests.gunicorn import Answer, Gunicorn, Line
 from tests.workers.people import API
 from tools.postgres import EmbeddedPostgres
 
-ROUNDS = int(os.environ.get("LASTCALL_FAULT_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("LASTCALL_FAULT_ROUNDS", "7"))
 """Revocations for each fault."""
 LEASE_S, MARGIN_S = 2.0, 0.25
 
