@@ -12,7 +12,7 @@ from blueprints.receipts import wait_until_in_force
 from blueprints.server import actor, client_of_request, own_id, own_session_id, server
 from blueprints.shapes import Me, OwnSession, PasswordChange, Refresh, SignIn, TokensAnswer
 from lastcall.flask import check_request, current_claims, require_token
-from models import force_logout, sign_in
+from models import force_logout, own_password, sign_in
 
 bp = Blueprint("auth", __name__, url_prefix=API + "/auth")
 
@@ -70,7 +70,7 @@ def me() -> Response:
 def password(body: PasswordChange) -> Response:
     own_id(current_claims)
     own_session_id(current_claims)
-    tokens, position = sign_in.change_password(
+    tokens, position = own_password.change_password(
         current_claims._get_current_object(),  # type: ignore[attr-defined]
         body.current,
         body.new,

@@ -27,7 +27,7 @@ from blueprints.shapes import Given, Password, SignIn
 from lastcall.claims import Claims
 from lastcall.errors import CutoffsStale, DatabaseAway, Expired, LastcallError, Revoked
 from lastcall.flask import current_claims
-from models import force_logout, sign_in
+from models import force_logout, own_password, sign_in
 from models.errors import NotAllowed, Throttled, WrongCredentials
 from models.sign_in import RefreshReused, Tokens
 from models.user import ADMIN
@@ -160,7 +160,7 @@ def prove_again() -> None:
         given = Proof.model_validate({"password": request.form.get("your_password", "")})
     except ValidationError:
         raise WrongCredentials("Give your own password as well: you signed in a while ago.") from None
-    sign_in.prove_password(current_claims, given.password, client_of_request(CLIENT))
+    own_password.prove_password(current_claims, given.password, client_of_request(CLIENT))
     session["proved_at"] = int(time.time())
 
 

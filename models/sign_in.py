@@ -1,4 +1,4 @@
-"""Signing in, refreshing, changing the password: the one place where tokens are minted.
+"""Signing in, refreshing, renewing: the one place where tokens are minted.
 
 Every mint reads the password hash, the state, the roles and both generations in ONE statement, and puts those very
 numbers into the token and the session row. No lock is needed: a revocation that commits in between raises a
@@ -19,35 +19,18 @@ from uuid import UUID
 
 from sqlalchemy import Row, text
 
-from lastcall.claims import Claims
 from lastcall.errors import DatabaseAway, Revoked
 from lastcall.strict import write_base64url
 from lastcall.tokens import issue
 from models import passwords
 from models.audit import Actor
-from models.database import (
-    db,
-    each_alone,
-    one_statement,
-    position_of_transaction,
-    prepared_transaction,
-    say,
-    say_durably,
-    transaction,
-)
-from models.database_errors import Busy, NotConfirmed
+from models.database import db, each_alone, one_statement, prepared_transaction, say, transaction
+from models.database_errors import Busy
 from models.device import describe_device
-from models.errors import NotAllowed, NotFound, RefreshRejected, WrongCredentials
+from models.errors import NotAllowed, RefreshRejected, WrongCredentials
 from models.force_logout import Receipt, revoke_session
 from models.refresh_token import FAMILY_BYTES, SECRET_BYTES, digest, read_refresh_token, sealed
-from models.throttle import (
-    FAILURES,
-    FAILURES_AND_NO_MORE,
-    count_failures,
-    note_failure,
-    refuse_when_throttled,
-    tried,
-)
+from models.throttle import FAILURES, FAILURES_AND_NO_MORE, note_failure, refuse_when_throttled, tried
 from settings import Settings
 
 GRACE_S = 10.0
@@ -227,64 +210,12 @@ def renew(session_id: str, client: ClientInfo, settings: Settings) -> Tokens:
         return _prolong(row, user, family + successor, client, settings, changes)
 
 
-def prove_password(claims: Claims, password: str, client: ClientInfo) -> Row[Any]:
-    """Make sure that it is still the person who signed in. Returns his facts. Raises WrongCredentials, Throttled."""
-    with transaction():
-        user = _facts_of(claims.sub)
-        refuse_when_throttled(count_failures(user.username or claims.sub, client.ip))
-    if not passwords.verify_password(user.password_hash, password):
-        note_failure(user.username or claims.sub, client.ip)
-        raise WrongCredentials("The current password is wrong.")
-    with transaction():
-        refuse_when_throttled(count_failures(user.username, client.ip, let_none_in_between=True))
-    return user
-
-
-def change_password(
-    claims: Claims, current: str, new: str, client: ClientInfo, settings: Settings
-) -> tuple[Tokens, str]:
-    """Give oneself a new password: every other session ends, this one goes on under new tokens.
-
-    Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled, Revoked;
-    NotFound for a session that is none of this user's; NotConfirmed when it is done, and there are no new tokens.
-    """
-    user = prove_password(claims, current, client)
-    password_hash = passwords.hash_password(new)
-    with transaction() as session:
-        say_durably(**Actor(user.username, claims.sub, claims.sid, client.ip).facts(), keep_session=claims.sid)
-        gen = session.scalar(
-            text(
-                "UPDATE users SET password_hash = :new WHERE id = :id AND password_hash = :old AND disabled_at IS NULL"
-                " RETURNING gen"
-            ),
-            {"new": password_hash, "id": user.id, "old": user.password_hash},
-        )
-        if gen is None:
-            raise WrongCredentials("The password was changed by somebody else just now: try again.")
-        own = text("SELECT FROM login_sessions WHERE id = CAST(:id AS uuid) AND user_id = :user_id")
-        if session.execute(own, {"id": claims.sid, "user_id": user.id}).one_or_none() is None:
-            raise NotFound("Nothing was changed. Your token belongs to no session of this server.")
-        # Only a session that stood until this very change goes on; one that was revoked meanwhile does not.
-        session.execute(
-            text(
-                "UPDATE login_sessions SET user_gen = :gen"
-                " WHERE id = CAST(:id AS uuid) AND ended_at IS NULL AND user_gen = :gen - 1"
-            ),
-            {"gen": gen, "id": claims.sid},
-        )
-        position = position_of_transaction()
-    try:
-        return renew(claims.sid or "", client, settings), position
-    except DatabaseAway:
-        raise NotConfirmed from None
+def facts_of(user_id: str) -> Row[Any]:
+    """The user's hash, state, roles and generations, of one snapshot. All but everyone's are None for nobody."""
+    return db.session.execute(_FACTS_BY_ID, {"id": user_id}).one()
 
 
 # ---------------------------------------------------------------------------------------------- minting, step by step
-
-
-def _facts_of(user_id: str) -> Row[Any]:
-    """The user's hash, state, roles and generations, of one snapshot. All but everyone's are None for nobody."""
-    return db.session.execute(_FACTS_BY_ID, {"id": user_id}).one()
 
 
 def _locked_session(condition: str, key: object) -> Row[Any]:
@@ -299,7 +230,7 @@ def _locked_session(condition: str, key: object) -> Row[Any]:
 
 def _standing_user(row: Row[Any]) -> Row[Any]:
     """The facts to mint from, in a snapshot taken after the session was locked. Raises RefreshRejected or Revoked."""
-    user = _facts_of(str(row.user_id))
+    user = facts_of(str(row.user_id))
     if row.everyone_gen < user.everyone_gen:
         raise Revoked("everyone", "", session_id=str(row.id))
     if user.id is None or user.disabled or row.user_gen < user.user_gen:

@@ -16,7 +16,7 @@ import pytest
 from blueprints.server import Server
 from lastcall.claims import Claims
 from lastcall.errors import Revoked
-from models import force_logout, sign_in
+from models import force_logout, own_password, sign_in
 from models.confirmation import confirm
 from models.errors import RefreshRejected
 from models.sign_in import Tokens
@@ -106,7 +106,7 @@ def test_only_who_changes_his_own_password_goes_on(
         mine = sign_in.sign_in(name, old, HERE, settings)
         claims = server.lastcall.guard.check(mine.access_token)
         changed, thief = all_at_once(
-            in_thread(sign_in.change_password, claims, old, new, HERE, settings),
+            in_thread(own_password.change_password, claims, old, new, HERE, settings),
             in_thread(sign_in.sign_in, name, old, HERE, settings),
         )
         kept, position = changed
@@ -178,7 +178,7 @@ def test_no_change_of_the_own_password_rescues_a_session_that_is_revoked(
         claims = server.lastcall.guard.check(mine.access_token)
 
         def change(claims: Claims = claims, old: str = old, new: str = new) -> Tokens:
-            return sign_in.change_password(claims, old, new, HERE, settings)[0]
+            return own_password.change_password(claims, old, new, HERE, settings)[0]
 
         results = all_at_once(in_thread(change), in_thread(revoke, server, scope, user_id, mine.session_id))
         survived += survivors(server, [*results, mine])

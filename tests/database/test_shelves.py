@@ -14,7 +14,7 @@ import pytest
 
 from blueprints.server import Server
 from lastcall.errors import Revoked
-from models import force_logout, housekeeping, sign_in
+from models import force_logout, housekeeping, own_password, sign_in
 from models import user as users
 from models.audit import Actor as Who
 from models.changes import Changes
@@ -169,7 +169,7 @@ def test_the_session_that_outlives_its_own_password_change_is_not_marked(
     mine = sign_in.sign_in("ann", PASSWORD, HERE, settings)
     add_many(psql, user_id)
     claims = server.lastcall.guard.check(mine.access_token)
-    sign_in.change_password(claims, PASSWORD, "another password", HERE, settings)
+    own_password.change_password(claims, PASSWORD, "another password", HERE, settings)
     for _ in range(3):
         assert [item.session_id for item in list_sessions(SessionFilter()).items] == [mine.session_id]
         server.housekeeper.tick()

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 )
 
 from lastcall.errors import Revoked
-from models import force_logout, passwords, sign_in
+from models import force_logout, own_password, passwords, sign_in
 from models import user as users
 from models.errors import Conflict, NotFound, RefreshRejected
 from models.housekeeping import purge
@@ -134,7 +134,7 @@ class Story(Telling):
             return
         claims = self.workers[0].check(token.raw)
         old, new = session.user.password, self.new_password()
-        tokens, position = sign_in.change_password(claims, old, new, here("web"), self.settings)
+        tokens, position = own_password.change_password(claims, old, new, here("web"), self.settings)
         self.world.end_users([session.user], keep=session)
         self.world.change_password(session.user, new)
         self.renewed(session, tokens)
