@@ -131,7 +131,15 @@ def _server(app: Flask, settings: Settings) -> Server:
     patience = Patience(
         lambda: guarding.listener.database_is_silent, lambda: guarding.asker.answered_ns if guarding.asker else 0
     )
-    return Server(settings, guarding, watch, seen, changes, housekeeper, patience, app.app_context)
+    return Server(
+        settings=settings,
+        lastcall=guarding,
+        watch=watch,
+        seen=seen,
+        changes=changes,
+        housekeeper=housekeeper,
+        patience=patience,
+    )
 
 
 def _note_sightings(app: Flask, server: Server) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
@@ -12,13 +10,10 @@ from uuid import UUID
 from flask import current_app, request
 
 from lastcall.claims import Claims, is_uuid
-from lastcall.errors import DatabaseAway
 from lastcall.flask import Lastcall
 from models.audit import Actor
 from models.changes import Changes
-from models.database import transaction
 from models.errors import BadRequest, NotFound
-from models.everyone import note_access_ttl
 from models.housekeeping import Housekeeper
 from models.login_session import get_session
 from models.patience import Patience
@@ -39,15 +34,12 @@ class Server:
     changes: Changes
     housekeeper: Housekeeper
     patience: Patience
-    context: Callable[[], AbstractContextManager[object]]
 
     def start(self) -> None:
         """Start the threads of this process, once; after the fork."""
         self.lastcall.listener.ensure_running()
         self.housekeeper.ensure_running()
         self.patience.ensure_running()
-        with suppress(DatabaseAway), self.context(), transaction():
-            note_access_ttl(self.settings.access_ttl)  # init-db may have run on a host with shorter tokens
 
     def drain(self) -> None:
         """The process is going to stop: end the event streams, so that nothing waits for them."""

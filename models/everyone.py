@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import ScalarSelect, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.database import Base, db
+from models.database import Base, changed, db
 
 
 class Everyone(Base):
@@ -25,12 +25,13 @@ def everyone_gen() -> ScalarSelect[int]:
 
 
 def note_access_ttl(seconds: int, *, exactly: bool = False) -> None:
-    """Let cutoffs know how long a token may live that is being minted at this moment (schema.sql: `cutoff_expiry`).
+    """Let cutoffs know how long a token may live that is being minted at this moment (schema.sql: `cutoff_expiry`); no
+    token lives longer (models/sign_in.py). Within a transaction under way; raises Busy.
 
-    A process that starts only raises it: hosts may differ, and the longest counts. Who prepares the database sets it.
+    A process only raises it: hosts may differ, and the longest counts. Who prepares the database sets it. When this
+    commits, nobody is minting or revoking who has read another number.
     """
     allowed = "<>" if exactly else "<"
-    db.session.execute(
-        text(f"UPDATE everyone SET access_ttl_s = :ttl WHERE access_ttl_s {allowed} :ttl"),
-        {"ttl": seconds},
-    )
+    noted = text(f"UPDATE everyone SET access_ttl_s = :ttl WHERE access_ttl_s {allowed} :ttl")
+    if changed(noted, {"ttl": seconds}):
+        db.session.execute(text("LOCK TABLE login_sessions, cutoffs IN EXCLUSIVE MODE"))

@@ -3,7 +3,8 @@
 Every mint reads the password hash, the state, the roles and both generations in ONE statement, and puts those very
 numbers into the token and the session row. No lock is needed: a revocation that commits in between raises a
 generation above them (tests/database/test_races.py). The row is written only while they still hold: a sign-in that was
-paused after it had read them mints nothing, or its token could outlive the cutoff that was meant for it.
+paused after it had read them mints nothing, or its token could outlive the cutoff that was meant for it. For the same
+reason no token lives longer than everyone's row says.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from models.database import db, each_alone, one_statement, prepared_transaction,
 from models.database_errors import Busy
 from models.device import describe_device
 from models.errors import NotAllowed, RefreshRejected, WrongCredentials
+from models.everyone import note_access_ttl
 from models.force_logout import Receipt, revoke_session
 from models.refresh_token import FAMILY_BYTES, SECRET_BYTES, digest, read_refresh_token, sealed
 from models.throttle import FAILURES, FAILURES_AND_NO_MORE, note_failure, refuse_when_throttled, tried
@@ -40,7 +42,7 @@ TRIES = 3
 
 _USER_FACTS = """
     u.id, u.username, u.password_hash, u.disabled_at IS NOT NULL AS disabled, u.gen AS user_gen,
-    e.gen AS everyone_gen,
+    e.gen AS everyone_gen, e.access_ttl_s,
     coalesce((SELECT array_agg(r.role ORDER BY r.role) FROM user_roles AS r WHERE r.user_id = u.id), '{}') AS roles
 """
 # By name: a column that a later version adds must not change what a prepared statement answers.
@@ -62,15 +64,15 @@ _WRITE_SESSION = text(f"""
         )
         SELECT
             :id, u.id, :username, :roles, :client_id, CAST(:ip AS inet), CAST(:ip AS inet), :user_agent,
-            :device, now.at, now.at + make_interval(secs => least(:access_ttl, :lifetime)),
+            :device, now.at, now.at + make_interval(secs => least(:access_ttl, e.access_ttl_s, :lifetime)),
             now.at + make_interval(secs => :lifetime), u.gen, e.gen, :family_hash, :refresh_hash
         FROM users AS u CROSS JOIN everyone AS e CROSS JOIN (SELECT clock_timestamp() AS at) AS now CROSS JOIN tries
         WHERE u.id = :user_id AND u.gen = :user_gen AND e.gen = :everyone_gen
             AND u.password_hash = :password_hash AND u.disabled_at IS NULL
             AND tries.failures < :failures_allowed AND :may_enter
-        RETURNING s.created_at, s.expires_at
+        RETURNING s.created_at, s.token_expires_at, s.expires_at
     )
-    SELECT tries.failures, tries.wait_s, written.created_at, written.expires_at
+    SELECT tries.failures, tries.wait_s, written.created_at, written.token_expires_at, written.expires_at
     FROM tries LEFT JOIN written ON TRUE
 """)
 
@@ -120,6 +122,9 @@ def sign_in(
         if not right or user.disabled:
             note_failure(username, client.ip)
             raise WrongCredentials
+        if user.access_ttl_s < settings.access_ttl:  # init-db may have run on a host with shorter tokens
+            with suppress(Busy), transaction():
+                note_access_ttl(settings.access_ttl)
         tokens = _mint(user, client, settings, needed_role)
         if tokens is not None:
             if passwords.needs_rehash(user.password_hash):
@@ -163,9 +168,8 @@ def _mint(user: Row[Any], client: ClientInfo, settings: Settings, needed_role: s
         raise NotAllowed(f"This needs the role {needed_role}, which {user.username} does not have: ask an admin.")
     if row.created_at is None:
         return None
-    return _tokens(
-        user, session_id, client.client_id, row.created_at, row.created_at, row.expires_at, family + secret, settings
-    )
+    lifetimes = row.created_at, row.token_expires_at, row.expires_at
+    return _tokens(user, session_id, client.client_id, row.created_at, lifetimes, family + secret, settings)
 
 
 def refresh(raw: str, client: ClientInfo, settings: Settings) -> Tokens:
@@ -267,12 +271,12 @@ def _prolong(
     expires_at = min(
         row.created_at + timedelta(seconds=settings.session_max_age), row.now + timedelta(seconds=settings.refresh_ttl)
     )
+    access_ttl = min(settings.access_ttl, user.access_ttl_s)
+    token_expires_at = min(row.now + timedelta(seconds=access_ttl), expires_at)
     values = {
         **changes,
         "expires_at": expires_at,
-        "token_expires_at": max(
-            row.token_expires_at, min(row.now + timedelta(seconds=settings.access_ttl), expires_at)
-        ),
+        "token_expires_at": max(row.token_expires_at, token_expires_at),
         "roles": user.roles,
         "user_gen": user.user_gen,
         "everyone_gen": user.everyone_gen,
@@ -284,7 +288,8 @@ def _prolong(
         text(f"UPDATE login_sessions SET {sets}, last_ip = coalesce(CAST(:ip AS inet), last_ip) WHERE id = :id"),
         {**values, "ip": client.ip, "id": row.id},
     )
-    return _tokens(user, row.id, row.client_id, row.created_at, row.now, expires_at, refresh_token, settings)
+    lifetimes = row.now, token_expires_at, expires_at
+    return _tokens(user, row.id, row.client_id, row.created_at, lifetimes, refresh_token, settings)
 
 
 def _tokens(
@@ -292,13 +297,14 @@ def _tokens(
     session_id: UUID,
     client_id: str,
     signed_in_at: datetime,
-    now: datetime,
-    expires_at: datetime,
+    lifetimes: tuple[datetime, datetime, datetime],
     refresh_token: bytes,
     settings: Settings,
 ) -> Tokens:
+    """`lifetimes`: from when; the end of the access token; the end of the session."""
+    now, token_expires_at, expires_at = lifetimes
     issued = int(now.timestamp())
-    expires = min(issued + settings.access_ttl, max(issued + 1, int(expires_at.timestamp())))
+    expires = max(issued + 1, int(token_expires_at.timestamp()))
     payload = {
         "iss": settings.issuer,
         "aud": settings.audience,

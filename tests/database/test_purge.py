@@ -15,6 +15,7 @@ from models import force_logout, sign_in
 from models import user as users
 from models.audit import Actor as Who
 from models.database import transaction
+from models.database_errors import Busy
 from models.everyone import note_access_ttl
 from models.housekeeping import BATCH, KEEP_SESSIONS_DAYS, purge, purge_once
 from models.sign_in import ClientInfo
@@ -99,11 +100,38 @@ def test_the_tokens_themselves_say_how_long_a_cutoff_is_kept_not_todays_setting(
     longer = replace(settings, access_ttl=900)
     tokens = sign_in.sign_in("alice", PASSWORD, ClientInfo("old", None, ""), longer)
     with transaction():
-        note_access_ttl(60)
+        note_access_ttl(60, exactly=True)
     revoke(scope, replace(alice, tokens={"user_id": tokens.user_id, "session_id": tokens.session_id}))
     kept: datetime = one(psql, "SELECT max(expires_at) FROM cutoffs")
     last: datetime = one(psql, "SELECT max(token_expires_at) FROM login_sessions")
     assert kept >= last + timedelta(seconds=LEEWAY_S)
+
+
+def test_no_token_lives_longer_than_cutoffs_know_of(psql: psycopg.Connection, settings: Settings, alice: Actor) -> None:
+    longer, here = replace(settings, access_ttl=900), ClientInfo("new", None, "")
+    tokens = sign_in.sign_in("alice", PASSWORD, here, longer)
+    assert (tokens.expires_in, one(psql, "SELECT access_ttl_s FROM everyone")) == (900, 900)
+    with transaction():
+        note_access_ttl(60, exactly=True)  # init-db, on a host with other settings
+    refreshed = sign_in.refresh(tokens.refresh_token, here, longer)
+    assert (refreshed.expires_in, one(psql, "SELECT access_ttl_s FROM everyone")) == (60, 60)
+    again = sign_in.sign_in("alice", PASSWORD, here, longer)
+    assert (again.expires_in, one(psql, "SELECT access_ttl_s FROM everyone")) == (900, 900)
+
+
+def test_the_lifetime_is_not_shortened_while_a_token_is_being_minted(
+    psql: psycopg.Connection, database_url: str, alice: Actor
+) -> None:
+    def shorten() -> None:
+        with transaction():
+            note_access_ttl(60, exactly=True)
+
+    with psycopg.connect(database_url) as minting:
+        add_session(minting, alice.user_id)
+        with pytest.raises(Busy):
+            shorten()
+    shorten()
+    assert one(psql, "SELECT access_ttl_s FROM everyone") == 60
 
 
 @pytest.mark.parametrize("scope", ["user", "everyone"])
