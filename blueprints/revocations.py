@@ -83,15 +83,13 @@ def _check(body: RevocationGiven) -> None:
 
 def _wanted(body: RevocationGiven) -> SessionFilter:
     """The active sessions that the revocation is about."""
-    wanted = session_filter(body.filter) if body.filter else SessionFilter()
+    wanted = replace(session_filter(body.filter or Filter()), issued_before=body.issued_before)
     if body.scope == "user" and body.subject:
         wanted = replace(wanted, user_id=body.subject.lower())
     elif body.scope == "session" and body.subject:
         wanted = replace(wanted, session_id=body.subject.lower())
-    elif body.scope == "user" and body.filter:
+    elif body.scope == "user":
         wanted = replace(wanted, whole_users=True)
-    if body.issued_before is not None:
-        wanted = replace(wanted, until=min(filter(None, (wanted.until, body.issued_before))))
     return wanted
 
 
@@ -103,7 +101,7 @@ def _revoke(body: RevocationGiven, who: Actor) -> Receipt:
         return force_logout.revoke_matching(wanted, who, scope=body.scope, subject=str(subject), subject_name=name)
     if body.issued_before is not None or body.filter is not None:
         if body.scope == "user" and body.issued_before is None:
-            return force_logout.revoke_users_matching(replace(_wanted(body), whole_users=False), who)
+            return force_logout.revoke_users_matching(session_filter(body.filter or Filter()), who)
         return force_logout.revoke_matching(_wanted(body), who)
     if body.scope == "everyone":
         return force_logout.revoke_everyone(who)

@@ -39,7 +39,7 @@ def session_filter(given: Filter, state: str = "active") -> SessionFilter:
     """Raises BadRequest for an inverted time range."""
     if given.since is not None and given.until is not None and given.since >= given.until:
         raise BadRequest("Nothing was changed. since: must be before until.")
-    return SessionFilter(given.user, given.q, given.role, given.client, given.ip, given.since, given.until, state)
+    return SessionFilter(given.user, given.q, given.role, given.client, given.ip, given.since, given.until, state=state)
 
 
 def _page(page: SessionPage) -> Response:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, any_, false, func, literal_column, select, text, update
+from sqlalchemy import ColumnElement, and_, any_, false, func, literal_column, select, text, update
 
 from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
@@ -169,7 +169,10 @@ def revoke_matching(
             conditions = matches(wanted)
             if keep_session is not None:
                 conditions.append(LoginSession.id != UUID(keep_session))
-            ids = session.scalars(select(LoginSession.id).where(*conditions).limit(at_once + 1)).all()
+            query = select(LoginSession.id).where(*conditions)
+            if wanted.whole_users:  # what finds them goes last, or the next piece would not find who is left
+                query = query.order_by(and_(*fits(replace(wanted, issued_before=None)).conditions))
+            ids = session.scalars(query.limit(at_once + 1)).all()
             # Everyone locks in one order, so that two at once cannot deadlock.
             these = LoginSession.id == any_(uuid_array([str(session_id) for session_id in ids[:at_once]]))
             found = select(LoginSession.id).where(these).order_by(*LOCK_ORDER).with_for_update().cte("found")
@@ -287,10 +290,10 @@ def _finish(
     wanted: SessionFilter | None = None,
 ) -> Receipt:
     """Write the history row from the cutoffs of this transaction; the receipt says what is in it."""
-    if scope == "filter" and ended == 0:  # no cutoff rose, so no trigger tells the workers to look
+    if ended == 0:  # perhaps no cutoff rose, so that no trigger tells the workers to look
         db.session.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
     # The history is also asked by the time of a token (lastcall/ask.py).
-    until = wanted.until if wanted is not None and scope != "filter" else None
+    until = wanted.issued_before if wanted is not None and scope != "filter" else None
     at, position = db.session.execute(
         _WRITE_HISTORY,
         {

@@ -22,7 +22,8 @@ class SessionFilter:
     """Which sessions: every part that is given must fit.
 
     `user` is a name or an id, as a person types it; `q` is a part of a name or a client, or how an address begins; `ip`
-    is an address or a network; `whole_users` widens what was found to all sessions of the users found.
+    is an address or a network; `whole_users` widens what was found to all sessions of the users found; of those just
+    the ones from before `issued_before` are meant.
     """
 
     user: str | None = None
@@ -32,6 +33,7 @@ class SessionFilter:
     ip: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    issued_before: datetime | None = None
     state: str = "active"
     user_id: str | None = None
     session_id: str | None = None
@@ -49,8 +51,9 @@ class SessionFilter:
 def matches(wanted: SessionFilter) -> Conditions:
     """The conditions of the active sessions that fit. Within a transaction under way."""
     if wanted.whole_users:
-        found = select(LoginSession.user_id).where(*matches(replace(wanted, whole_users=False)))
-        return [is_active(), LoginSession.user_id.in_(found)]
+        finding = replace(wanted, whole_users=False, issued_before=None)
+        found = select(LoginSession.user_id).where(*matches(finding))
+        return [*matches(SessionFilter(issued_before=wanted.issued_before)), LoginSession.user_id.in_(found)]
     return [is_active(), *fits(wanted).conditions]
 
 
@@ -88,8 +91,9 @@ def fits(wanted: SessionFilter) -> Fit:
         )
     if wanted.since is not None:
         conditions.append(LoginSession.created_at >= wanted.since)
-    if wanted.until is not None:
-        conditions.append(LoginSession.created_at < wanted.until)
+    for end in (wanted.until, wanted.issued_before):
+        if end is not None:
+            conditions.append(LoginSession.created_at < end)
     return Fit(conditions, found_by)
 
 

@@ -89,6 +89,18 @@ def test_issued_before_spares_who_signed_in_later(
     assert not alice.is_in() and later.is_in()
 
 
+def test_issued_before_spares_who_signed_in_later_also_of_the_users_that_a_filter_finds(
+    root: Actor, alice: Actor, psql: psycopg.Connection
+) -> None:
+    moment = one(psql, "SELECT to_json(clock_timestamp() AT TIME ZONE 'UTC') #>> '{}'") + "Z"
+    later = alice.again()
+    add_session(psql, alice.user_id, client_id="stolen")  # what finds her may be of later, too
+    body = {"scope": "user", "filter": {"client": "stolen"}, "issued_before": moment}
+    assert answer(root.post(PATH, json={**body, "dry_run": True}))["sessions"] == 1
+    receipt(root.post(PATH, json=body), scope="filter", sessions_ended=1)
+    assert not alice.is_in() and later.is_in()
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from uuid import UUID
 
 import psycopg
@@ -66,6 +67,27 @@ def test_the_receipt_of_a_session(server: Server, settings: Settings, ann: Token
     assert (receipt.scope, receipt.subject, receipt.subject_name) == ("session", ann.session_id, "ann")
     assert (receipt.sessions_ended, receipt.already_ended) == (1, False)
     assert not accepts(server, ann.access_token) and accepts(server, second.access_token)
+
+
+@pytest.mark.parametrize(
+    "revoke",
+    [
+        lambda user_id: force_logout.revoke_user(user_id, ROOT),
+        lambda _: force_logout.revoke_matching(SessionFilter(client="nobody"), ROOT),
+        lambda _: force_logout.revoke_users_matching(SessionFilter(client="nobody"), ROOT),
+        lambda user_id: force_logout.revoke_matching(
+            SessionFilter(user_id=str(user_id)), ROOT, scope="user", subject=str(user_id)
+        ),
+    ],
+)
+def test_the_workers_are_told_to_look_also_where_nothing_was_left_to_end(
+    psql: psycopg.Connection, ann: Tokens, bob: Tokens, revoke: Callable[[UUID], Receipt]
+) -> None:
+    delete_user(UUID(bob.user_id), ROOT)
+    psql.execute("LISTEN lastcall_cutoffs")
+    assert revoke(UUID(bob.user_id)).already_ended
+    psql.execute("NOTIFY lastcall_cutoffs, 'the end'")
+    assert [note.payload for note in psql.notifies(timeout=5, stop_after=2)] == ["", "the end"]
 
 
 def test_the_receipt_of_everyone(server: Server, ann: Tokens, bob: Tokens) -> None:

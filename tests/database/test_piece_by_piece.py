@@ -66,6 +66,21 @@ def left(psql: psycopg.Connection) -> int:
 
 
 @pytest.mark.usefixtures("context", "crowd")
+def test_a_piece_leaves_the_users_that_it_has_not_done_to_be_found(
+    psql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_session(psql, one(psql, "SELECT user_id FROM login_sessions WHERE username = 'erin'"), client_id="bulk")
+    for (user_id,) in psql.execute("SELECT id FROM users").fetchall():
+        for _ in range(3):
+            add_session(psql, user_id, client_id="other")
+    at_most(monkeypatch, 1)
+    now = one(psql, "SELECT clock_timestamp()")
+    wanted = SessionFilter(client="bulk", whole_users=True, issued_before=now)
+    assert force_logout.revoke_matching(wanted, ROOT).sessions_ended == 25
+    assert left(psql) == 0
+
+
+@pytest.mark.usefixtures("context", "crowd")
 @pytest.mark.parametrize(
     ("revoke", "at_once", "pieces"),
     [
