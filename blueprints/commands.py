@@ -24,7 +24,8 @@ from blueprints.server import Server, server
 from blueprints.sessions import session_filter
 from blueprints.shapes import Because, NewUser, SessionAnswer, SessionQuery
 from lastcall.errors import LastcallError
-from models import demo, force_logout, housekeeping, passwords
+from models import demo, force_logout, passwords
+from models import purge as purging
 from models import user as users
 from models.audit import Actor
 from models.confirmation import confirm
@@ -174,7 +175,7 @@ def revoke_everyone(reason: str | None, yes: bool) -> None:
 
 def purge() -> None:
     """Delete what is over: cutoffs whose last token has expired, old sessions, old sign-in attempts."""
-    click.echo(", ".join(f"{count} {table}" for table, count in housekeeping.purge().items()) + " deleted")
+    click.echo(", ".join(f"{count} {table}" for table, count in purging.purge().items()) + " deleted")
 
 
 @click.option("--sessions", "count", type=click.IntRange(1, 10_000_000), default=2000, show_default=True)

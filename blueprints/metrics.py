@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from blueprints.server import Server
 from lastcall.clock import boottime_ns
 from lastcall.errors import DatabaseAway
-from models.housekeeping import Sizes, read_sizes
+from models.sizes import Sizes, read_sizes
 from models.worker import observed_workers
 
 
@@ -38,7 +38,7 @@ def write_metrics(server: Server) -> tuple[bytes, str]:
     for state in ("starting", "live", "fenced"):
         states.labels(state).set(sum(worker.state == state for worker in workers))
     behind = Gauge("lastcall_workers_behind", "Cutoffs that the slowest live worker has not applied", registry=registry)
-    behind.set(max((worker.behind or 0 for worker in workers if worker.state == "live"), default=0))
+    behind.set(max((worker.behind for worker in workers if worker.state == "live"), default=0))
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 

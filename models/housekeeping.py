@@ -14,34 +14,26 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import text
 
 from lastcall.errors import DatabaseAway
-from lastcall.listener import CANARY
+from models.canary import Canary
 from models.changes import Changes
-from models.database import changed, db, transaction
+from models.database import transaction
 from models.login_session import note_seen
+from models.purge import BATCH, CLEANING_LOCK, PURGES
 from models.seen import Seen
-from models.shelves import mark_everyones_ends, mark_users_ends, read_shelves, take_the_expired_away
+from models.shelves import mark_everyones_ends, mark_users_ends, take_the_expired_away
 from models.worker import WorkerWatch, count_servers, observe_workers
 
 log = logging.getLogger("lastcall")
 Result = TypeVar("Result")
 
 TICK_S = 1.0
-CANARY_EVERY_S = 10
-ALARM_AFTER_S = 5
-"""Longer than a lease, so that a worker which stopped or was paused has been fenced by then (seconds)."""
-KEEP_SESSIONS_DAYS = 30
-BATCH = 1000
-_CLEANING_LOCK, _CANARY_LOCK = 7_530_004, 7_530_006
-# Cutoffs come from another region (docs/scaling.md), which purges them and sends its own canary. A row that was purged
-# here alone would be missing when it is raised there, and PostgreSQL skips an update whose row it does not find.
-_FROM_ANOTHER_REGION = "EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = 'cutoffs'::regclass)"
+_CANARY_LOCK = 7_530_006
 
 
 class Housekeeper:
@@ -54,6 +46,7 @@ class Housekeeper:
         self._watch = watch
         self._seen = seen
         self._changes = changes
+        self._canary = Canary()
         self._stopping = threading.Event()
         self._pid = 0
         self._newest_session: object = None
@@ -91,7 +84,7 @@ class Housekeeper:
                 pass
 
     def is_on_duty(self) -> bool:
-        """So often that of all the server's processes one a second is."""
+        """True with probability 1/n for n server processes: on average one of them cleans each second."""
         return random.random() * count_servers() < 1  # noqa: S311
 
     def tick(self, *, cleans: bool = True) -> bool:
@@ -101,7 +94,7 @@ class Housekeeper:
         seen = self._seen.take()
         if seen:
             note_seen(seen)
-        _alone(_CANARY_LOCK, partial(_send_canary, fenced))
+        _alone(_CANARY_LOCK, partial(self._canary.send, fenced))
         return cleans and _clean()
 
     def _notice(self, fenced: set[str]) -> None:
@@ -131,149 +124,13 @@ def _alone(lock: int, task: Callable[[], Result]) -> Result | None:
 def _clean() -> bool:
     """Returns whether there may be more. Each task is a transaction of its own: a log-out of everyone waits for one of
     them at most."""
-    done = [_alone(_CLEANING_LOCK, task) for task in _CLEANING]
+    done = [_alone(CLEANING_LOCK, task) for task in _CLEANING]
     return any(count is None or count >= BATCH for count in done)
-
-
-def purge() -> dict[str, int]:
-    """Purge everything that is over, batch by batch. Returns how many rows of each table went."""
-    gone: dict[str, int] = {}
-    while True:
-        with transaction() as session:
-            session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CLEANING_LOCK})
-            batch = purge_once()
-        for table, count in batch.items():
-            gone[table] = gone.get(table, 0) + count
-        if max(batch.values()) < BATCH:
-            return gone
-
-
-def purge_once() -> dict[str, int]:
-    """One batch, within a transaction under way that holds the lock.
-
-    A cutoff goes when its time is over and no token under an older generation is on record that could still live.
-    """
-    return {
-        "cutoffs": _purge_cutoffs(),
-        "login_sessions": _purge_sessions(),
-        "sign_in_attempts": _purge_sign_in_attempts(),
-    }
-
-
-def _purge_sessions() -> int:
-    query = text("""
-        DELETE FROM login_sessions WHERE id IN (
-            SELECT id FROM login_sessions
-            WHERE shelf = ANY(:shelves) AND expires_at < statement_timestamp() - make_interval(days => :days)
-            LIMIT :batch FOR UPDATE SKIP LOCKED
-        ) RETURNING user_id
-    """)
-    values = {"shelves": read_shelves().all, "days": KEEP_SESSIONS_DAYS, "batch": BATCH}
-    gone = db.session.scalars(query, values).all()
-    if gone:
-        query = text("""
-            DELETE FROM former_names AS n WHERE user_id = ANY(:gone)
-            AND NOT EXISTS (SELECT FROM login_sessions AS s WHERE s.user_id = n.user_id)
-        """)
-        db.session.execute(query, {"gone": list(set(gone))})
-    return len(gone)
-
-
-def _purge_sign_in_attempts() -> int:
-    query = text("""
-        DELETE FROM sign_in_attempts WHERE id IN (
-            SELECT id FROM sign_in_attempts WHERE tried_at < statement_timestamp() - interval '1 hour' LIMIT :batch
-        )
-    """)
-    return changed(query, {"batch": BATCH})
-
-
-def _purge_cutoffs() -> int:
-    # Everyone's row first, as a log-out of everyone takes its locks; while one is under way, the next batch will do.
-    query = text(f"SELECT TRUE FROM everyone WHERE NOT {_FROM_ANOTHER_REGION} FOR NO KEY UPDATE SKIP LOCKED")
-    if db.session.scalar(query) is None:
-        return 0
-    return int(
-        db.session.execute(
-            text("""
-            WITH over AS (
-                SELECT scope, subject FROM cutoffs AS c WHERE expires_at <= statement_timestamp() AND NOT EXISTS (
-                    SELECT FROM login_sessions AS s WHERE c.scope = 'user' AND s.user_id = as_uuid(c.subject)
-                    AND s.user_gen < c.min_gen AND s.token_expires_at > statement_timestamp() - cutoff_leeway()
-                ) AND NOT EXISTS (
-                    SELECT FROM login_sessions AS s WHERE c.scope = 'everyone'
-                    AND s.token_expires_at > statement_timestamp() - cutoff_leeway() AND s.everyone_gen < c.min_gen
-                ) ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
-            ), gone AS (
-                DELETE FROM cutoffs AS c USING over WHERE c.scope = over.scope AND c.subject = over.subject
-                RETURNING c.cutoff_at
-            ), noted AS (
-                UPDATE everyone SET
-                    purged_until = greatest(purged_until, (SELECT max(cutoff_at) FROM gone)),
-                    purged_at = statement_timestamp()
-                WHERE EXISTS (SELECT FROM gone) RETURNING 1
-            )
-            SELECT count(*) FROM gone
-            """),
-            {"batch": BATCH},
-        ).scalar_one()
-    )
-
-
-def _send_canary(fenced: set[str]) -> None:
-    """Every 10 s an invented user is signed out, and every live worker must refuse him within a second.
-
-    The canary of the last time is judged first: its age is a metric, and one that lives on is said loudly.
-    """
-    row = db.session.execute(
-        text(f"""
-            SELECT c.min_gen, c.cutoff_at, extract(epoch FROM clock_timestamp() - c.cutoff_at) AS age_s,
-                {_FROM_ANOTHER_REGION} AS is_theirs,
-                (SELECT array_agg(w.id::text) FROM workers AS w WHERE w.canary < c.min_gen AND w.lease_s IS NOT NULL
-                 AND w.started_at < c.cutoff_at AND w.renewed_at > c.cutoff_at) AS deaf,
-                e.canary_at
-            FROM everyone AS e LEFT JOIN cutoffs AS c ON c.scope = 'user' AND c.subject = :canary
-        """),
-        {"canary": CANARY},
-    ).one()
-    if row.min_gen is not None:
-        deaf = [worker_id for worker_id in row.deaf or () if worker_id not in fenced]
-        if not deaf and row.canary_at != row.cutoff_at:
-            db.session.execute(text("UPDATE everyone SET canary_at = :at"), {"at": row.cutoff_at})
-        elif deaf and ALARM_AFTER_S < row.age_s < ALARM_AFTER_S + TICK_S:
-            log.critical("lastcall: the canary lives: workers %s have not refused it", ", ".join(deaf))
-    if not row.is_theirs and (row.min_gen is None or row.age_s >= CANARY_EVERY_S):
-        db.session.execute(
-            text("SELECT raise_cutoff('user', :canary, :gen, clock_timestamp() + interval '1 hour')"),
-            {"canary": CANARY, "gen": (row.min_gen or 0) + 1},
-        )
 
 
 _CLEANING: tuple[Callable[[], int], ...] = (
     partial(take_the_expired_away, BATCH),
     partial(mark_everyones_ends, BATCH),
     partial(mark_users_ends, BATCH),
-    _purge_cutoffs,
-    _purge_sessions,
-    _purge_sign_in_attempts,
+    *PURGES.values(),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How large the tables are; `sessions` is the planner's estimate. `canary_age_s` is None before the first one."""
-
-    cutoffs: int
-    sessions: int
-    canary_age_s: float | None
-
-
-def read_sizes() -> Sizes:
-    query = text("""
-        SELECT
-            (SELECT count(*) FROM cutoffs),
-            (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'login_sessions'::regclass),
-            (SELECT extract(epoch FROM clock_timestamp() - canary_at)::float8 FROM everyone)
-    """)
-    with transaction() as session:
-        return Sizes(*session.execute(query).one())

@@ -52,8 +52,8 @@ MUTANTS = (
     ),
     Mutant(
         "purged in a region that the cutoffs come to",
-        "models/housekeeping.py",
-        "FROM everyone WHERE NOT {_FROM_ANOTHER_REGION} FOR",
+        "models/purge.py",
+        "FROM everyone WHERE NOT {FROM_ANOTHER_REGION} FOR",
         "FROM everyone FOR",
         "tests/faults/test_second_region.py",
     ),
@@ -167,7 +167,7 @@ MUTANTS = (
     ),
     Mutant(
         "purge one second early",
-        "models/housekeeping.py",
+        "models/purge.py",
         "AS c WHERE expires_at <= statement_timestamp() AND",
         "AS c WHERE expires_at <= statement_timestamp() + interval '1 second' AND",
         "tests/database/test_purge.py",

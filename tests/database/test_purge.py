@@ -17,7 +17,7 @@ from models.audit import Actor as Who
 from models.database import transaction
 from models.database_errors import Busy
 from models.everyone import note_access_ttl
-from models.housekeeping import BATCH, KEEP_SESSIONS_DAYS, purge, purge_once
+from models.purge import BATCH, KEEP_SESSIONS_DAYS, purge, purge_once
 from models.sign_in import ClientInfo
 from settings import Settings
 from tests.actors import Actor

@@ -21,6 +21,7 @@ from models.changes import Changes
 from models.database import transaction
 from models.housekeeping import Housekeeper
 from models.login_session import get_session
+from models.purge import BATCH, purge
 from models.revocation import list_revocations, public_reason
 from models.seen import Seen
 from models.session_filter import SessionFilter
@@ -75,7 +76,7 @@ def marked(psql: psycopg.Connection) -> int:
 
 
 def tick_until_marked(server: Server, psql: psycopg.Connection, count: int) -> None:
-    for _ in range(count // housekeeping.BATCH + 2):
+    for _ in range(count // BATCH + 2):
         server.housekeeper.tick()
     assert marked(psql) == count
 
@@ -239,13 +240,13 @@ def test_an_expired_session_is_so_at_once_and_its_row_follows(psql: psycopg.Conn
 
 
 def test_whoever_cleans_goes_on_until_nothing_is_left(psql: psycopg.Connection, server: Server) -> None:
-    add_many(psql, add_user(psql, "ann"), housekeeping.BATCH + 1)
+    add_many(psql, add_user(psql, "ann"), BATCH + 1)
     psql.execute("UPDATE login_sessions SET expires_at = now()")
 
     def waiting() -> int:
         return int(one(psql, "SELECT count(*) FROM login_sessions WHERE shelf = 0"))
 
-    assert (server.housekeeper.tick(cleans=False), waiting()) == (False, housekeeping.BATCH + 1)
+    assert (server.housekeeper.tick(cleans=False), waiting()) == (False, BATCH + 1)
     assert (server.housekeeper.tick(), waiting()) == (True, 1)
     assert (server.housekeeper.tick(), waiting()) == (False, 0)
 
@@ -348,7 +349,7 @@ def test_sessions_are_found_by_a_name_of_before_until_they_are_purged(psql: psyc
     add_user(psql, "bob")
     assert found(user="bob") == [old[1]]
     psql.execute("UPDATE login_sessions SET expires_at = now() - interval '31 days' WHERE user_id = %s", (gone,))
-    assert housekeeping.purge()["login_sessions"] == 1
+    assert purge()["login_sessions"] == 1
     assert one(psql, "SELECT array_agg(username) FROM former_names") == ["bob"]
     psql.execute("DELETE FROM users WHERE username = 'nobody'")
     add_user(psql, "never in")

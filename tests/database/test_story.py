@@ -35,7 +35,7 @@ from lastcall.errors import Revoked
 from models import force_logout, own_password, passwords, sign_in
 from models import user as users
 from models.errors import Conflict, NotFound, RefreshRejected
-from models.housekeeping import purge
+from models.purge import purge
 from models.session_filter import SessionFilter
 from models.sign_in import RefreshReused
 from tests.database.story_bench import TEMPLATE, key_ring, make_template

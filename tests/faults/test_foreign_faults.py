@@ -17,7 +17,7 @@ import pytest
 
 from app import create_app
 from models.database import apply_schema, db
-from models.housekeeping import purge
+from models.purge import purge
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE
 from tests.faults.bench import DEADLINE_S, IN_FULL, LEASE_S, SLACK_S, SLOWNESS, Bench, Host, ask

@@ -15,8 +15,9 @@ import pytest
 from app import create_app
 from lastcall import KeyRing
 from lastcall.listener import CANARY
+from models.canary import EVERY_S
 from models.database import apply_schema, db
-from models.housekeeping import CANARY_EVERY_S, purge
+from models.purge import purge
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT
 from tests.faults.bench import DEADLINE_S, ROUNDS, SLACK_S
@@ -135,7 +136,7 @@ def test_a_token_that_is_revoked_in_one_region_is_refused_in_the_other(regions: 
         ours = psql.execute("SELECT bool_and(pg_visible_in_snapshot(xid, pg_current_snapshot())) FROM cutoffs")
         assert ours.fetchone() == (True,), "each row carries a transaction of the server that it has come to"
         age = psql.execute(command_of_the_page("SELECT extract").encode()).fetchone()
-        assert age is not None and 0 <= age[0] < CANARY_EVERY_S + SLACK_S + 1
+        assert age is not None and 0 <= age[0] < EVERY_S + SLACK_S + 1
     assert figures.stale_s is not None
     assert figures.stale_s < SLACK_S, f"it took {figures.stale_s:.2f} s"
     figures.outcome = "held"
