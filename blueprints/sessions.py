@@ -22,10 +22,10 @@ from blueprints.shapes import (
     SessionQuery,
     SessionsToEnd,
 )
-from lastcall.errors import DatabaseAway
+from lastcall.errors import DatabaseAway, TokenRejected
 from lastcall.flask import current_claims, require_role, require_token
 from models import force_logout, sign_in
-from models.errors import BadRequest, NotFound
+from models.errors import BadRequest, NotFound, RefreshRejected
 from models.session_filter import SessionFilter
 from models.session_list import SessionPage, list_sessions
 from models.user import ADMIN, was_ever
@@ -143,6 +143,8 @@ def end_all(body: Because, query: SessionsToEnd) -> Response:
     receipt = force_logout.revoke_everyone(who, keep_session=keep)
     tokens = None
     if keep:
-        with suppress(DatabaseAway):  # it is done, and the receipt says so; the refresh token gives new ones as well
+        # It is done, and the receipt says so. The refresh token gives new ones as well; or somebody else has logged out
+        # everyone since.
+        with suppress(DatabaseAway, TokenRejected, RefreshRejected):
             tokens = sign_in.renew(keep, client_of_request(), server().settings)
     return receipt_response(receipt, tokens)

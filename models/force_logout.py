@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, any_, false, func, literal_column, select, text, update
+from sqlalchemy import ColumnElement, and_, any_, false, func, literal_column, not_, or_, select, text, update
 
 from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
-from lastcall.errors import DatabaseAway
+from lastcall.errors import DatabaseAway, Revoked
 from lastcall.listener import CHANNEL
 from models.audit import Actor
 from models.confirmation import Confirmation, confirm
@@ -30,7 +30,7 @@ from models.database import (
 )
 from models.database_errors import TooSlow
 from models.errors import NotFound, PartlyDone
-from models.login_session import LoginSession, is_active
+from models.login_session import IS_BEHIND, LoginSession, is_active
 from models.revocation import Revocation
 from models.session_filter import SessionFilter, fits, is_one_of, matches
 from models.session_list import count_active, count_matching
@@ -131,18 +131,20 @@ def revoke_session(
 
 def revoke_everyone(actor: Actor, *, keep_session: str | None = None, cause: str = "log_out_all") -> Receipt:
     """Sign everyone out: one row changes, however many sessions there are. `keep_session` goes on, under new tokens
-    that the caller must mint."""
+    that the caller must mint. Raises Revoked, with nothing done, where that one has ended already."""
     with transaction() as session:
         revocation_id = _begin(actor, cause)
         ended, _ = count_matching(SessionFilter())
         gen = session.scalar(text("UPDATE everyone SET gen = gen + 1 RETURNING gen"))
         if keep_session is not None:
-            session.execute(
+            kept = changed(
                 update(LoginSession)
                 .where(LoginSession.id == UUID(keep_session), LoginSession.ended_at.is_(None))
-                .where(LoginSession.everyone_gen == (gen or 0) - 1)
+                .where(LoginSession.everyone_gen == (gen or 0) - 1, not_(IS_BEHIND))
                 .values(everyone_gen=gen)
             )
+            if not kept:  # somebody else has logged out everyone, or him, in the same moment
+                raise Revoked("everyone", "", session_id=keep_session)
             ended = max(0, ended - 1)
         return _finish(revocation_id, actor, cause, "everyone", "", "", gen, ended)
 
@@ -160,6 +162,8 @@ def revoke_matching(
     """End just the active sessions that match: one cutoff for each. See `_piece_by_piece`.
 
     `scope` and `subject` are what the receipt and the history say: "his sessions from before 10 o'clock" is a user's.
+    Raises Revoked, with nothing done, where the session to keep has ended already: two who keep only themselves would
+    both be out.
     """
     wanted = replace(wanted, state="active")
 
@@ -175,8 +179,11 @@ def revoke_matching(
             ids = session.scalars(query.limit(at_once + 1)).all()
             # Everyone locks in one order, so that two at once cannot deadlock.
             these = LoginSession.id == any_(uuid_array([str(session_id) for session_id in ids[:at_once]]))
-            found = select(LoginSession.id).where(these).order_by(*LOCK_ORDER).with_for_update().cte("found")
-            ended = _end_rows(actor, cause, LoginSession.id.in_(select(found.c.id)))
+            kept = LoginSession.id == UUID(keep_session) if keep_session is not None else false()
+            found = select(LoginSession.id).where(or_(these, kept)).order_by(*LOCK_ORDER).with_for_update().cte("found")
+            ended = _end_rows(actor, cause, LoginSession.id.in_(select(found.c.id)), ~kept)
+            if keep_session is not None and not session.scalar(select(is_active()).where(kept)):
+                raise Revoked("session", keep_session, session_id=keep_session)
             receipt = _finish(revocation_id, actor, cause, scope, subject, subject_name, None, ended, wanted)
             return len(ids) > at_once, receipt
 
@@ -264,10 +271,10 @@ def _begin(actor: Actor, cause: str) -> UUID:
     return revocation_id
 
 
-def _end_rows(actor: Actor, cause: str, which: object) -> int:
+def _end_rows(actor: Actor, cause: str, *which: ColumnElement[bool]) -> int:
     return changed(
         update(LoginSession)
-        .where(which, LoginSession.ended_at.is_(None))  # type: ignore[arg-type]
+        .where(*which, LoginSession.ended_at.is_(None))
         .values(
             ended_at=func.clock_timestamp(),
             ended_scope=literal_column("'session'::cutoff_scope"),

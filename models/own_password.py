@@ -7,11 +7,9 @@ from typing import Any
 from sqlalchemy import Row, text
 
 from lastcall.claims import Claims
-from lastcall.errors import DatabaseAway
 from models import passwords, sign_in
 from models.audit import Actor
 from models.database import position_of_transaction, say_durably, transaction
-from models.database_errors import NotConfirmed
 from models.errors import NotFound, WrongCredentials
 from models.sign_in import ClientInfo, Tokens, facts_of
 from models.throttle import count_failures, note_failure, refuse_when_throttled
@@ -36,8 +34,8 @@ def change_password(
 ) -> tuple[Tokens, str]:
     """Give oneself a new password: every other session ends, this one goes on under new tokens.
 
-    Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled, Revoked;
-    NotFound for a session that is none of this user's; NotConfirmed when it is done, and there are no new tokens.
+    Returns the tokens, and the position that workers must have reached. Raises WrongCredentials, Throttled; Revoked
+    when the session has ended meanwhile; NotFound for a session that is none of this user's. Nothing has changed then.
     """
     user = prove_password(claims, current, client)
     password_hash = passwords.hash_password(new)
@@ -63,8 +61,4 @@ def change_password(
             ),
             {"gen": gen, "id": claims.sid},
         )
-        position = position_of_transaction()
-    try:
-        return sign_in.renew(claims.sid or "", client, settings), position
-    except DatabaseAway:
-        raise NotConfirmed from None
+        return sign_in.renewed(claims.sid or "", client, settings), position_of_transaction()

@@ -197,21 +197,27 @@ def refresh(raw: str, client: ClientInfo, settings: Settings) -> Tokens:
 
 
 def renew(session_id: str, client: ClientInfo, settings: Settings) -> Tokens:
-    """New tokens for a session that outlived its own user's act (log-out-all with keep-me, a new password).
+    """`renewed`, in a transaction of its own."""
+    with transaction():
+        return renewed(session_id, client, settings)
+
+
+def renewed(session_id: str, client: ClientInfo, settings: Settings) -> Tokens:
+    """New tokens for a session that outlived its own user's act (log-out-all with keep-me, a new password). Within a
+    transaction under way.
 
     Raises RefreshRejected or Revoked when it did not.
     """
-    with transaction():
-        row = _locked_session("id = :key", UUID(session_id))
-        user = _standing_user(row)
-        family, successor = secrets.token_bytes(FAMILY_BYTES), secrets.token_bytes(SECRET_BYTES)
-        changes = {
-            "family_hash": digest(family),
-            "refresh_hash": digest(successor),
-            "previous_refresh_hash": None,
-            "sealed_successor": None,
-        }
-        return _prolong(row, user, family + successor, client, settings, changes)
+    row = _locked_session("id = :key", UUID(session_id))
+    user = _standing_user(row)
+    family, successor = secrets.token_bytes(FAMILY_BYTES), secrets.token_bytes(SECRET_BYTES)
+    changes = {
+        "family_hash": digest(family),
+        "refresh_hash": digest(successor),
+        "previous_refresh_hash": None,
+        "sealed_successor": None,
+    }
+    return _prolong(row, user, family + successor, client, settings, changes)
 
 
 def facts_of(user_id: str) -> Row[Any]:

@@ -13,6 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from lastcall.errors import Revoked
 from models import passwords, sign_in
 from models import user as users
 from models.database import db
@@ -284,16 +285,20 @@ def test_without_a_token_one_is_asked_for(client: FlaskClient) -> None:
 # ------------------------------------------------------------------------------------------------------- password
 
 
-def test_what_was_written_is_never_said_to_be_undone_because_there_are_no_new_tokens(
-    root: Actor, alice: Actor, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(Busy(), 503, "database_busy"), (Revoked("user", "", session_id=""), 401, "token_revoked")],
+)
+def test_without_new_tokens_there_is_no_new_password_and_a_log_out_has_its_receipt(
+    root: Actor, alice: Actor, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
 ) -> None:
-    def renew(*_: Any) -> sign_in.Tokens:
-        raise Busy  # "so nothing was changed"
+    def renewed(*_: Any) -> sign_in.Tokens:
+        raise error
 
-    monkeypatch.setattr(sign_in, "renew", renew)
+    monkeypatch.setattr(sign_in, "renewed", renewed)
     given = {"current": PASSWORD, "new": "something else"}
-    problem(alice.post("/auth/password", json=given), 503, "not_confirmed")
-    problem(login(alice.client, "alice", PASSWORD), 401, "wrong_credentials")
+    problem(alice.post("/auth/password", json=given), status, code)
+    assert alice.is_in() and login(alice.client, "alice", PASSWORD).status_code == 200
     body = receipt(root.delete("/admin/sessions?keep_current=true"), scope="everyone")
     assert body.get("tokens") is None
     assert refresh(root).status_code == 200

@@ -21,6 +21,7 @@ from models.confirmation import confirm
 from models.database import transaction
 from models.errors import RefreshRejected
 from models.everyone import note_access_ttl
+from models.session_filter import SessionFilter
 from models.sign_in import Tokens
 from settings import Settings
 from tests.conftest import PASSWORD
@@ -175,9 +176,10 @@ def test_no_change_of_the_own_password_rescues_a_session_that_is_revoked(
 ) -> None:
     user_id = new_user("password number 0")
     name = name_of(psql, user_id)
+    old = "password number 0"
     survived = 0
     for number in range(ROUNDS):
-        old, new = f"password number {number}", f"password number {number + 1}"
+        new = f"password number {number + 1}"
         mine = sign_in.sign_in(name, old, HERE, settings)
         claims = server.lastcall.guard.check(mine.access_token)
 
@@ -186,6 +188,9 @@ def test_no_change_of_the_own_password_rescues_a_session_that_is_revoked(
 
         results = all_at_once(in_thread(change), in_thread(revoke, server, scope, user_id, mine.session_id))
         survived += survivors(server, [*results, mine])
+        # Whoever was told that he was out has no new password either.
+        has_changed = isinstance(results[0], Tokens)
+        old = new if has_changed else old
     assert survived == 0
 
 
@@ -210,6 +215,32 @@ def test_nobody_who_is_kept_in_a_log_out_of_everyone_is_rescued_from_his_own(
         )
         survived += survivors(server, [*results, mine])
     assert survived == 0
+
+
+@pytest.mark.parametrize("scope", ["everyone", "his own"])
+def test_of_two_who_keep_only_themselves_one_is_kept_and_the_other_has_done_nothing(
+    server: Server, settings: Settings, psql: psycopg.Connection, in_thread: InThread, scope: str
+) -> None:
+    user_id = new_user()
+    name = name_of(psql, user_id)
+
+    def keep(session_id: str) -> Tokens:
+        if scope == "everyone":
+            receipt = force_logout.revoke_everyone(SOMEBODY, keep_session=session_id)
+        else:
+            receipt = force_logout.revoke_matching(
+                SessionFilter(user_id=str(user_id)), SOMEBODY, keep_session=session_id
+            )
+        tokens = sign_in.renew(session_id, HERE, settings)
+        assert confirm(receipt.position, server.watch).in_force
+        return tokens
+
+    for _ in range(ROUNDS):
+        two = [sign_in.sign_in(name, PASSWORD, HERE, settings) for _ in range(2)]
+        before = one(psql, "SELECT count(*) FROM revocations")
+        results = all_at_once(*[in_thread(keep, tokens.session_id) for tokens in two])
+        assert survivors(server, results) == 1 == sum(isinstance(result, Revoked) for result in results)
+        assert one(psql, "SELECT count(*) FROM revocations") == before + 1
 
 
 def test_racing_refreshes_of_one_token_all_get_the_same_successor(
