@@ -301,14 +301,18 @@ RETURN CASE
     WHEN subject ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' THEN subject::uuid
 END;
 
+-- Raise a cutoff, or keep it for longer: one whose generation another writer has raised already may end before the
+-- tokens that it is about. Its time rises with its generation alone, for tokens that have none are judged by it.
 CREATE OR REPLACE FUNCTION raise_cutoff(
     new_scope cutoff_scope, new_subject text, new_min_gen bigint, new_expires_at timestamptz
 ) RETURNS void LANGUAGE sql AS $$
     INSERT INTO cutoffs AS old (scope, subject, min_gen, cutoff_at, expires_at)
     VALUES (new_scope, new_subject, new_min_gen, clock_timestamp(), new_expires_at)
     ON CONFLICT (scope, subject) DO UPDATE SET
-        min_gen = excluded.min_gen, cutoff_at = excluded.cutoff_at, expires_at = excluded.expires_at
-    WHERE old.min_gen < excluded.min_gen OR new_scope = 'session';
+        min_gen = excluded.min_gen, expires_at = excluded.expires_at, cutoff_at = CASE
+            WHEN old.min_gen < excluded.min_gen OR new_scope = 'session' THEN excluded.cutoff_at ELSE old.cutoff_at
+        END
+    WHERE old.min_gen < excluded.min_gen OR old.expires_at < excluded.expires_at OR new_scope = 'session';
 $$;
 
 -- A setting that the application gives its transaction, for the history; NULL when it gave none (psql).
@@ -510,6 +514,10 @@ BEGIN
     END IF;
     IF current_setting('synchronous_commit') IN ('off', 'local') THEN
         PERFORM set_config('synchronous_commit', 'on', TRUE);
+    END IF;
+    IF NEW.min_gen > 4503599627370496 THEN
+        RAISE EXCEPTION 'min_gen % is refused: above 2^52 there would be no room for the next revocations', NEW.min_gen
+        USING ERRCODE = 'check_violation';
     END IF;
     NEW.xid := pg_current_xact_id();
     NEW.expires_at := coalesce(NEW.expires_at, cutoff_expiry(

@@ -44,6 +44,60 @@ def newest_history(psql: psycopg.Connection) -> dict[str, Any]:
     return dict(zip([column.name for column in cursor.description], row, strict=True))
 
 
+RAISES = {
+    "user": "INSERT INTO cutoffs AS c (scope, subject, min_gen, expires_at) VALUES ('user', %(id)s, 1, now() + '1 s')",
+    "session": "INSERT INTO cutoffs AS c (scope, subject, expires_at) VALUES ('session', %(sid)s, now() + '1 s')",
+    "everyone": "INSERT INTO cutoffs AS c (scope, min_gen, expires_at) VALUES ('everyone', 1, now() + '1 s')",
+}
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("scope", RAISES)
+def test_a_cutoff_that_psql_raises_lives_as_long_as_the_tokens_it_is_about(
+    psql: psycopg.Connection, alice: Actor, scope: str, again: bool
+) -> None:
+    ids = {"id": alice.user_id, "sid": alice.session_id}
+    if again:  # an older one, soon over
+        psql.execute(RAISES[scope], ids)
+        psql.execute("ALTER TABLE cutoffs DISABLE TRIGGER USER")
+        psql.execute("UPDATE cutoffs SET expires_at = now() + interval '1 s'")
+        psql.execute("ALTER TABLE cutoffs ENABLE TRIGGER USER")
+        ids["sid"] = alice.again().session_id
+    raised = " ON CONFLICT (scope, subject) DO UPDATE SET min_gen = c.min_gen + 1"
+    psql.execute(RAISES[scope] + raised, ids)
+    kept = (
+        "SELECT max(c.expires_at) >= max(s.token_expires_at) + cutoff_leeway() FROM cutoffs AS c, login_sessions AS s"
+    )
+    assert one(psql, f"{kept} WHERE c.scope = %s", (scope,))
+
+
+@pytest.mark.parametrize("scope", ["user", "everyone"])
+def test_a_cutoff_that_is_only_kept_for_longer_does_not_hit_newer_tokens_from_elsewhere(
+    psql: psycopg.Connection, alice: Actor, scope: str
+) -> None:
+    psql.execute(RAISES[scope], {"id": alice.user_id, "sid": alice.session_id})
+    moment = one(psql, "SELECT cutoff_at FROM cutoffs WHERE scope = %s", (scope,))
+    subject = alice.user_id if scope == "user" else ""
+    psql.execute("SELECT raise_cutoff(%s, %s, 1, now() + '1 day')", (scope, subject))
+    row = psql.execute(
+        "SELECT cutoff_at, expires_at > now() + '1 h' FROM cutoffs WHERE scope = %s", (scope,)
+    ).fetchone()
+    assert row == (moment, True)
+
+
+def test_no_generation_is_so_high_that_the_next_revocation_would_fail(
+    psql: psycopg.Connection, alice: Actor, catch_up: CatchUp
+) -> None:
+    for act in ("INSERT INTO cutoffs VALUES ('user', %s, %s, now(), '3', now())", "UPDATE users SET gen = %s"):
+        values = (alice.user_id, 2**52 + 1)[-act.count("%s") :]
+        with pytest.raises(psycopg.errors.CheckViolation):
+            psql.execute(act, values)
+    psql.execute("UPDATE users SET gen = %s", (2**52 - 1,))
+    psql.execute("UPDATE users SET gen = gen + 1 WHERE id = %s", (alice.user_id,))
+    catch_up()
+    assert not alice.is_in()
+
+
 @pytest.mark.parametrize("act", USER_ACTS)
 def test_an_act_by_psql_signs_the_user_out(
     psql: psycopg.Connection, alice: Actor, bob: Actor, catch_up: CatchUp, act: str
