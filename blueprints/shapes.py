@@ -10,10 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
 
-
-def write_time(moment: datetime) -> str:
-    """RFC 3339 in UTC with microseconds and Z."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+from models.times import write_time
 
 
 def _read_time(value: Any) -> Any:

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import INET
 from models.database import uuid_array
 from models.login_session import LoginSession, is_active
 from models.search import Meant, Named, escaped, meant_by, named
+from models.times import write_time
 
 Conditions = list[ColumnElement[bool]]
 
@@ -42,7 +43,7 @@ class SessionFilter:
     def as_json(self) -> dict[str, Any]:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            name: value.isoformat() if isinstance(value, datetime) else value
+            name: write_time(value) if isinstance(value, datetime) else value
             for name, value in given.items()
             if value is not None and value is not False
         }

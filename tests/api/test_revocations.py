@@ -151,12 +151,14 @@ def test_the_history_tells_who_when_why_and_what_newest_first(
 ) -> None:
     bob = make_user("bob")
     receipt(root.delete(f"/admin/sessions/{alice.user_id}", json={"reason": "first"}))
-    done = receipt(root.delete("/admin/sessions?user=bob&client=api", json={"reason": "second"}))
+    filters = "?user=bob&client=api&since=2026-01-01T01:00:00%2B01:00"
+    done = receipt(root.delete(f"/admin/sessions{filters}", json={"reason": "second"}))
     psql.execute("DELETE FROM users WHERE id = %s", (bob.user_id,))
     deleted, filtered, forced = answer(root.get(PATH))["items"]
     assert (deleted["trigger"], deleted["actor_name"]) == ("user_deleted", "database role lastcall")
     assert filtered["revocation_id"] == done["revocation_id"]
     assert (filtered["scope"], filtered["filter"]["user"], filtered["reason"]) == ("filter", "bob", "second")
+    assert filtered["filter"]["since"] == "2026-01-01T00:00:00.000000Z"
     assert (forced["scope"], forced["subject"], forced["subject_name"]) == ("user", alice.user_id, "alice")
     assert (forced["reason"], forced["trigger"], forced["sessions_ended"]) == ("first", "force_logout", 1)
     assert (forced["actor_id"], forced["actor_name"]) == (root.user_id, "root")

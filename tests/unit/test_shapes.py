@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from blueprints import shapes
-from blueprints.shapes import Filter, Given, Paging, RevocationGiven, SessionQuery, SessionsToEnd, write_time
+from blueprints.shapes import Filter, Given, Paging, RevocationGiven, SessionQuery, SessionsToEnd
+from models.times import write_time
 
 GIVEN = [shape for shape in vars(shapes).values() if isinstance(shape, type) and issubclass(shape, Given)]
 NEEDED: dict[type[Given], dict[str, Any]] = {
