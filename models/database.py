@@ -216,17 +216,6 @@ def say(**facts: str | None) -> None:
     db.session.execute(_SET, settings_of(facts))
 
 
-def say_durably(**facts: str | None) -> None:
-    """As `say`; and the commit waits for the disk, whatever the settings of the role or the database are."""
-    db.session.execute(_SET, durably(facts))
-
-
-def settings_of(facts: dict[str, str | None], more: dict[str, str] | None = None) -> dict[str, list[str]]:
+def settings_of(facts: dict[str, str | None]) -> dict[str, list[str]]:
     """The names and the values of the settings that tell the triggers these facts, as two arrays."""
-    settings = {f"lastcall.{name}": fact or "" for name, fact in facts.items()} | (more or {})
-    return {"names": list(settings), "settings": list(settings.values())}
-
-
-def durably(facts: dict[str, str | None]) -> dict[str, list[str]]:
-    """The same, and that the commit waits for the disk."""
-    return settings_of(facts, {"synchronous_commit": "on"})
+    return {"names": [f"lastcall.{name}" for name in facts], "settings": [fact or "" for fact in facts.values()]}

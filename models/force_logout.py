@@ -21,10 +21,10 @@ from models.confirmation import Confirmation, confirm
 from models.database import (
     changed,
     db,
-    durably,
     expected_rows,
     one_statement,
-    say_durably,
+    say,
+    settings_of,
     transaction,
     uuid_array,
 )
@@ -94,7 +94,7 @@ class Preview:
 def revoke_user(user_id: UUID, actor: Actor, *, cause: str = "force_logout") -> Receipt:
     """Sign a user out everywhere. Raises NotFound for a user that never was."""
     revocation_id = uuid.uuid4()
-    said = durably({**actor.facts(), "history_id": str(revocation_id), "cause": cause})
+    said = settings_of({**actor.facts(), "history_id": str(revocation_id), "cause": cause})
     with one_statement() as session:
         started_ns = boottime_ns()
         done = session.execute(_FORCE_LOGOUT, {"user_id": user_id, **said}).one_or_none()
@@ -267,7 +267,7 @@ def confirmed(receipt: Receipt, watch: WorkerWatch) -> Receipt:
 
 def _begin(actor: Actor, cause: str) -> UUID:
     revocation_id = uuid.uuid4()
-    say_durably(**actor.facts(), revocation_id=str(revocation_id), cause=cause)
+    say(**actor.facts(), revocation_id=str(revocation_id), cause=cause)
     return revocation_id
 
 

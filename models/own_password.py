@@ -9,7 +9,7 @@ from sqlalchemy import Row, text
 from lastcall.claims import Claims
 from models import passwords, sign_in
 from models.audit import Actor
-from models.database import position_of_transaction, say_durably, transaction
+from models.database import position_of_transaction, say, transaction
 from models.errors import NotFound, WrongCredentials
 from models.sign_in import ClientInfo, Tokens, facts_of
 from models.throttle import count_failures, note_failure, refuse_when_throttled
@@ -40,7 +40,7 @@ def change_password(
     user = prove_password(claims, current, client)
     password_hash = passwords.hash_password(new)
     with transaction() as session:
-        say_durably(**Actor(user.username, claims.sub, claims.sid, client.ip).facts(), keep_session=claims.sid)
+        say(**Actor(user.username, claims.sub, claims.sid, client.ip).facts(), keep_session=claims.sid)
         gen = session.scalar(
             text(
                 "UPDATE users SET password_hash = :new WHERE id = :id AND password_hash = :old AND disabled_at IS NULL"
