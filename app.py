@@ -32,7 +32,6 @@ from blueprints.server import Server, address_of_request
 from lastcall.flask import Lastcall
 from models import passwords
 from models.changes import Changes
-from models.cursor import set_cursor_secret
 from models.database import ENGINE_OPTIONS, ENGINE_URL, apply_schema, db, transaction, use_database
 from models.everyone import note_access_ttl
 from models.housekeeping import Housekeeper
@@ -66,7 +65,6 @@ def create_app(settings: Settings | None = None) -> Flask:
         SESSION_COOKIE_PATH="/",
     )
     passwords.configure(time_cost=settings.argon2_time_cost, memory_kib=settings.argon2_memory_kib)
-    set_cursor_secret(settings.secret_key)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]

@@ -2,6 +2,9 @@
 -- Order: enums, tables, indices (each with its why), functions, triggers, roles.
 -- The one rule: a generation only ever rises, and whatever raises it (the application, psql, a migration) writes
 -- the cutoff in the same transaction, by trigger. tests/database/test_triggers.py holds it.
+-- Advisory locks: 7530001 to apply this (models/database.py), 7530002 to lose an admin (models/user.py), 7530003 the
+-- failures of sign-ins (here), 7530004 to clean (models/purge.py), 7530005 to end what is in doubt
+-- (lastcall/listener.py), 7530006 the canary (models/housekeeping.py).
 
 -- ---------------------------------------------------------------------------------------------------------- enums
 DO $$
@@ -59,7 +62,7 @@ CREATE TABLE IF NOT EXISTS login_sessions (
     family_hash bytea NOT NULL,
     refresh_hash bytea NOT NULL,
     previous_refresh_hash bytea,
-    sealed_successor bytea, -- the current refresh token, readable only with the previous one (models/sign_in.py)
+    sealed_successor bytea, -- the current refresh token, readable only with the previous one (models/refresh_token.py)
     rotated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended_at timestamptz,
     ended_scope cutoff_scope,
@@ -165,7 +168,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS incarnation (
 -- In a new database nobody can hold a lease from before.
 INSERT INTO incarnation (since) SELECT '-infinity' WHERE NOT EXISTS (SELECT FROM workers) ON CONFLICT DO NOTHING;
 
--- Sign-ins that failed, or are being tried: what throttles guessing, for all workers as one (models/sign_in.py).
+-- Sign-ins that failed, or are being tried: what throttles guessing, for all workers as one (models/throttle.py).
 CREATE TABLE IF NOT EXISTS sign_in_attempts (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name_key text NOT NULL,

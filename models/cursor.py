@@ -5,18 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+from flask import current_app
 from itsdangerous import BadData, URLSafeSerializer
 
 from models.errors import BadCursor
-
-_secret = ""
-
-
-def set_cursor_secret(secret: str) -> None:
-    global _secret
-    _secret = secret
 
 
 def write_cursor(position: Sequence[str], context: dict[str, Any]) -> str:
@@ -37,5 +31,7 @@ def read_cursor(cursor: str, context: dict[str, Any], parts: int) -> list[str]:
 def _serializer(context: dict[str, Any]) -> URLSafeSerializer:
     text = json.dumps(context, sort_keys=True, default=str)
     return URLSafeSerializer(
-        _secret, salt="cursor " + text, signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256}
+        cast(str, current_app.secret_key),
+        salt="cursor " + text,
+        signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,14 +73,28 @@ _SET = text("""
 """)
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the server reaches its database."""
+
+    patience: Patience
+    pooled: bool
+    """A transaction-mode pooler may be in between."""
+    is_direct: Callable[[], bool]
+    """It is known that none is."""
+
+
+def _access() -> Access:
+    return cast(Access, current_app.extensions["lastcall_database"])
+
+
 def use_database(
     app: Flask, url: str, patience: Patience, *, pooled: bool, listener_is_live: Callable[[], bool]
 ) -> None:
     """Let the engine of `app` open its connections with `patience`. With `pooled` a transaction-mode pooler may be in
     between, where a setting belongs to the transaction (pgbouncer manual, "SQL feature map"). Without it, the listener
     has the same URL, and is live once it has proved that none is."""
-    app.extensions["lastcall_patience"], app.extensions["lastcall_pooled"] = patience, pooled
-    app.extensions["lastcall_is_direct"] = lambda: not pooled and listener_is_live()
+    app.extensions["lastcall_database"] = Access(patience, pooled, lambda: not pooled and listener_is_live())
     settings = ", ".join(f"set_config('{name}', '{value}', {pooled})" for name, value in _SETTINGS.items())
 
     def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
@@ -101,9 +116,7 @@ def use_database(
 @contextmanager
 def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway or one of its kinds."""
-    patience: Patience | None = current_app.extensions.get("lastcall_patience")
-    if patience is not None:
-        patience.begin()
+    _access().patience.begin()
     with database_errors():
         try:
             yield db.session
@@ -144,11 +157,11 @@ def _prepared(
     """What is asked from here on stays prepared on the connection, which saves the time of parsing it each time, and of
     planning it where one plan does for all values (docs/decisions/0017). Nothing does where a transaction-mode pooler
     may be in between, which has other statements under the same names; nor is a statement alone there."""
-    pooled, is_direct = (current_app.extensions[f"lastcall_{fact}"] for fact in ("pooled", "is_direct"))
-    as_it_is = isolation is None or (pooled and isolation == "AUTOCOMMIT")
+    access = _access()
+    as_it_is = isolation is None or (access.pooled and isolation == "AUTOCOMMIT")
     options = None if as_it_is else {"isolation_level": isolation}
     connection = cast(PatientConnection, session.connection(execution_options=options).connection.driver_connection)
-    connection.prepare_threshold = 1 if is_direct() else None
+    connection.prepare_threshold = 1 if access.is_direct() else None
     try:
         yield connection
     finally:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import cursor as cursor_module
-from models.cursor import read_cursor, set_cursor_secret, write_cursor
+from models.cursor import read_cursor, write_cursor
 from models.errors import BadCursor
 
 CONTEXT: dict[str, Any] = {"list": "sessions", "q": "ann", "sort": "-created_at", "ip": None}
@@ -18,11 +18,11 @@ POSITION = ["2026-11-24T10:00:00.123456+00:00", "00000000-0000-0000-0000-0000000
 
 
 @pytest.fixture(autouse=True)
-def secret() -> Iterator[None]:
-    before = cursor_module._secret
-    set_cursor_secret("the secret of these tests")
-    yield
-    set_cursor_secret(before)
+def server() -> Iterator[Flask]:
+    app = Flask("cursors")
+    app.secret_key = "the secret of these tests"
+    with app.app_context():
+        yield app
 
 
 def test_a_cursor_comes_back_as_its_position() -> None:
@@ -59,9 +59,9 @@ def test_a_cursor_of_another_length_is_refused() -> None:
         read_cursor(write_cursor(POSITION, CONTEXT), CONTEXT, 3)
 
 
-def test_a_cursor_of_another_server_is_refused() -> None:
+def test_a_cursor_of_another_server_is_refused(server: Flask) -> None:
     cursor = write_cursor(POSITION, CONTEXT)
-    set_cursor_secret("another secret")
+    server.secret_key = "another secret"
     with pytest.raises(BadCursor):
         read_cursor(cursor, CONTEXT, 2)
 
