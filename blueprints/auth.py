@@ -12,7 +12,7 @@ from blueprints.receipts import wait_until_in_force
 from blueprints.server import actor, client_of_request, own_id, own_session_id, server
 from blueprints.shapes import Me, OwnSession, PasswordChange, Refresh, SignIn, TokensAnswer
 from lastcall.flask import check_request, current_claims, require_token
-from models import force_logout, own_password, sign_in
+from models import force_logout, own_password, refreshing, sign_in
 
 bp = Blueprint("auth", __name__, url_prefix=API + "/auth")
 
@@ -28,8 +28,8 @@ def login(body: SignIn) -> Response:
 @operation("Trade a refresh token for new tokens", body=Refresh, answers={200: TokensAnswer}, problems=(401,))
 def refresh(body: Refresh) -> Response:
     try:
-        tokens = sign_in.refresh(body.refresh_token, client_of_request(), server().settings)
-    except sign_in.RefreshReused as reused:
+        tokens = refreshing.refresh(body.refresh_token, client_of_request(), server().settings)
+    except refreshing.RefreshReused as reused:
         wait_until_in_force(reused.receipt.position)
         raise
     return answer(TokensAnswer.model_validate(tokens))

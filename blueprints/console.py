@@ -27,9 +27,10 @@ from blueprints.shapes import Given, Password, SignIn
 from lastcall.claims import Claims
 from lastcall.errors import CutoffsStale, DatabaseAway, Expired, LastcallError, Revoked
 from lastcall.flask import current_claims
-from models import force_logout, own_password, sign_in
+from models import force_logout, own_password, refreshing, sign_in
 from models.errors import NotAllowed, Throttled, WrongCredentials
-from models.sign_in import RefreshReused, Tokens
+from models.minting import Tokens
+from models.refreshing import RefreshReused
 from models.user import ADMIN
 
 P = ParamSpec("P")
@@ -191,7 +192,7 @@ def _checked_claims() -> Claims:
         # Expired, or kept by «log out all users»: whether the session itself still stands, its row says. A refresh
         # token that was used by another tab a moment ago gets the same successor, so tabs do not race.
         try:
-            tokens = sign_in.refresh(session.get("refresh_token", ""), client_of_request(CLIENT), server().settings)
+            tokens = refreshing.refresh(session.get("refresh_token", ""), client_of_request(CLIENT), server().settings)
         except RefreshReused as reused:
             wait_until_in_force(reused.receipt.position)
             raise

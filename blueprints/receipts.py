@@ -9,7 +9,7 @@ from blueprints.server import server
 from blueprints.shapes import ReceiptAnswer, TokensAnswer, WorkersConfirmed
 from models.confirmation import PATIENCE_S, confirm
 from models.force_logout import Receipt
-from models.sign_in import Tokens
+from models.minting import Tokens
 
 
 def receipt_response(receipt: Receipt, tokens: Tokens | None = None) -> Response:

@@ -16,9 +16,9 @@ from models.changes import Changes
 from models.errors import BadRequest, NotFound
 from models.housekeeping import Housekeeper
 from models.login_session import get_session
+from models.minting import ClientInfo
 from models.patience import Patience
 from models.seen import Seen
-from models.sign_in import ClientInfo
 from models.worker import WorkerWatch
 from settings import Settings
 

@@ -24,7 +24,7 @@ from blueprints.shapes import (
 )
 from lastcall.errors import DatabaseAway, TokenRejected
 from lastcall.flask import current_claims, require_role, require_token
-from models import force_logout, sign_in
+from models import force_logout, refreshing
 from models.errors import BadRequest, NotFound, RefreshRejected
 from models.session_filter import SessionFilter
 from models.session_list import SessionPage, list_sessions
@@ -146,5 +146,5 @@ def end_all(body: Because, query: SessionsToEnd) -> Response:
         # It is done, and the receipt says so. The refresh token gives new ones as well; or somebody else has logged out
         # everyone since.
         with suppress(DatabaseAway, TokenRejected, RefreshRejected):
-            tokens = sign_in.renew(keep, client_of_request(), server().settings)
+            tokens = refreshing.renew(keep, client_of_request(), server().settings)
     return receipt_response(receipt, tokens)

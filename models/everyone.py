@@ -26,7 +26,7 @@ def everyone_gen() -> ScalarSelect[int]:
 
 def note_access_ttl(seconds: int, *, exactly: bool = False) -> None:
     """Let cutoffs know how long a token may live that is being minted at this moment (schema.sql: `cutoff_expiry`); no
-    token lives longer (models/sign_in.py). Within a transaction under way; raises Busy.
+    token lives longer (models/minting.py). Within a transaction under way; raises Busy.
 
     A process only raises it: hosts may differ, and the longest counts. Who prepares the database sets it. When this
     commits, nobody is minting or revoking who has read another number.

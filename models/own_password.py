@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import Row, text
 
 from lastcall.claims import Claims
-from models import passwords, sign_in
+from models import passwords, refreshing
 from models.audit import Actor
 from models.database import position_of_transaction, say, transaction
 from models.errors import NotFound, WrongCredentials
-from models.sign_in import ClientInfo, Tokens, facts_of
+from models.minting import ClientInfo, Tokens, facts_of
 from models.throttle import count_failures, note_failure, refuse_when_throttled
 from settings import Settings
 
@@ -61,4 +61,4 @@ def change_password(
             ),
             {"gen": gen, "id": claims.sid},
         )
-        return sign_in.renewed(claims.sid or "", client, settings), position_of_transaction()
+        return refreshing.renewed(claims.sid or "", client, settings), position_of_transaction()

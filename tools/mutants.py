@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     Mutant(
         "refresh without lock",
-        "models/sign_in.py",
+        "models/refreshing.py",
         "FROM login_sessions WHERE {condition} FOR UPDATE",
         "FROM login_sessions WHERE {condition}",
         "tests/database/test_races.py",

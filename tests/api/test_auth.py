@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from lastcall.errors import Revoked
-from models import passwords, sign_in
+from models import passwords, refreshing
 from models import user as users
 from models.database import db
 from models.database_errors import Busy
@@ -175,7 +175,7 @@ def test_a_column_that_a_later_version_adds_leaves_what_is_prepared_good(
 
 @pytest.mark.parametrize("how", ["after the grace", "older than the newest predecessor", "of the right family"])
 def test_a_reused_refresh_token_ends_the_session_at_once(alice: Actor, psql: psycopg.Connection, how: str) -> None:
-    assert sign_in.GRACE_S == 10
+    assert refreshing.GRACE_S == 10
     other, newest, stolen = alice.again(), answer(refresh(alice)), alice.tokens["refresh_token"]
     if how == "after the grace":
         grace_is_over(psql)
@@ -292,10 +292,10 @@ def test_without_a_token_one_is_asked_for(client: FlaskClient) -> None:
 def test_without_new_tokens_there_is_no_new_password_and_a_log_out_has_its_receipt(
     root: Actor, alice: Actor, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
 ) -> None:
-    def renewed(*_: Any) -> sign_in.Tokens:
+    def renewed(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(sign_in, "renewed", renewed)
+    monkeypatch.setattr(refreshing, "renewed", renewed)
     given = {"current": PASSWORD, "new": "something else"}
     problem(alice.post("/auth/password", json=given), status, code)
     assert alice.is_in() and login(alice.client, "alice", PASSWORD).status_code == 200

@@ -15,7 +15,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from app import create_app
 from blueprints.openapi import describe
 from models import user as users
-from models.sign_in import ClientInfo, sign_in
+from models.minting import ClientInfo
+from models.sign_in import sign_in
 from settings import from_environment
 from tests.actors import API
 from tests.conftest import FAST_ENVIRONMENT, PASSWORD, TEMPLATE, running_app

@@ -17,7 +17,7 @@ from models import user as users
 from models.audit import Actor as Who
 from models.confirmation import confirm
 from models.errors import RefreshRejected, WrongCredentials
-from models.sign_in import ClientInfo, Tokens
+from models.minting import ClientInfo, Tokens
 from tests.conftest import PASSWORD
 from tests.database.conftest import accepts, one
 

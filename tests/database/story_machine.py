@@ -17,15 +17,16 @@ from hypothesis.stateful import (
 from app import create_app
 from blueprints.server import Server
 from lastcall.errors import Expired, Invalid, Revoked, TokenRejected
-from models import force_logout, sign_in
+from models import force_logout, refreshing, sign_in
 from models import user as users
 from models.audit import Actor as Who
 from models.confirmation import confirm
 from models.database import db
 from models.errors import RefreshRejected, WrongCredentials
+from models.minting import ClientInfo, Tokens
+from models.refreshing import RefreshReused
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
-from models.sign_in import ClientInfo, RefreshReused, Tokens
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT
 from tests.database.conftest import one
@@ -148,7 +149,7 @@ class Telling(RuleBasedStateMachine):
 
     def refresh_in_vain(self, raw: str) -> None:
         with pytest.raises((RefreshRejected, Revoked)) as refused:
-            sign_in.refresh(raw, here("web"), self.settings)
+            refreshing.refresh(raw, here("web"), self.settings)
         assert not isinstance(refused.value, RefreshReused)
 
     def by_sql(self, statement: str, parameters: dict[str, str] | None = None) -> None:

@@ -10,14 +10,14 @@ import psycopg
 import pytest
 
 from blueprints.server import Server
-from models import force_logout, sign_in
+from models import force_logout, refreshing, sign_in
 from models.audit import Actor as Who
 from models.confirmation import confirm
 from models.errors import NotFound
 from models.force_logout import Receipt
+from models.minting import ClientInfo, Tokens
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
-from models.sign_in import ClientInfo, Tokens
 from models.user import create_user, delete_user, was_ever
 from models.worker import WorkerWatch, list_workers, observe_workers
 from settings import Settings
@@ -136,7 +136,7 @@ def test_who_is_kept_goes_on_under_new_tokens_only(
     psql: psycopg.Connection, server: Server, settings: Settings, ann: Tokens, bob: Tokens
 ) -> None:
     receipt = force_logout.revoke_everyone(ROOT, keep_session=ann.session_id)
-    new = sign_in.renew(ann.session_id, ClientInfo("web", None, ""), settings)
+    new = refreshing.renew(ann.session_id, ClientInfo("web", None, ""), settings)
     assert in_force(receipt, server) and receipt.sessions_ended == 1
     assert new.session_id == ann.session_id and accepts(server, new.access_token)
     assert not accepts(server, ann.access_token) and not accepts(server, bob.access_token)

@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import text
 
 from blueprints.server import Server
-from models import force_logout, sign_in
+from models import force_logout, refreshing, sign_in
 from models import user as users
 from models.audit import Actor as Who
 from models.database import transaction
 from models.database_errors import Busy
 from models.everyone import note_access_ttl
+from models.minting import ClientInfo
 from models.purge import BATCH, KEEP_SESSIONS_DAYS, purge, purge_once
-from models.sign_in import ClientInfo
 from settings import Settings
 from tests.actors import Actor
 from tests.conftest import PASSWORD
@@ -113,7 +113,7 @@ def test_no_token_lives_longer_than_cutoffs_know_of(psql: psycopg.Connection, se
     assert (tokens.expires_in, one(psql, "SELECT access_ttl_s FROM everyone")) == (900, 900)
     with transaction():
         note_access_ttl(60, exactly=True)  # init-db, on a host with other settings
-    refreshed = sign_in.refresh(tokens.refresh_token, here, longer)
+    refreshed = refreshing.refresh(tokens.refresh_token, here, longer)
     assert (refreshed.expires_in, one(psql, "SELECT access_ttl_s FROM everyone")) == (60, 60)
     again = sign_in.sign_in("alice", PASSWORD, here, longer)
     assert (again.expires_in, one(psql, "SELECT access_ttl_s FROM everyone")) == (900, 900)

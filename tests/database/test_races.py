@@ -16,13 +16,13 @@ import pytest
 from blueprints.server import Server
 from lastcall.claims import Claims
 from lastcall.errors import Revoked
-from models import force_logout, own_password, sign_in
+from models import force_logout, own_password, refreshing, sign_in
 from models.confirmation import confirm
 from models.database import transaction
 from models.errors import RefreshRejected
 from models.everyone import note_access_ttl
+from models.minting import Tokens
 from models.session_filter import SessionFilter
-from models.sign_in import Tokens
 from settings import Settings
 from tests.conftest import PASSWORD
 from tests.database.conftest import InThread, accepts, all_at_once, one
@@ -154,14 +154,14 @@ def test_no_refresh_survives_a_revocation(
             name = name_of(psql, user_id)
         old = sign_in.sign_in(name, PASSWORD, HERE, settings)
         results = all_at_once(
-            in_thread(sign_in.refresh, old.refresh_token, HERE, longer),
+            in_thread(refreshing.refresh, old.refresh_token, HERE, longer),
             in_thread(revoke, server, scope, user_id, old.session_id),
         )
         survived += survivors(server, [*results, old])
         refreshed += isinstance(results[0], Tokens)
         for token in [old.refresh_token, *(r.refresh_token for r in results if isinstance(r, Tokens))]:
             with pytest.raises((RefreshRejected, Revoked)):
-                sign_in.refresh(token, HERE, settings)
+                refreshing.refresh(token, HERE, settings)
         if scope == "session":
             # The refresh gave a token that lives longer: the cutoff must have heard of it.
             short = "SELECT count(*) FROM cutoffs AS c JOIN login_sessions AS s ON c.subject = s.id::text"
@@ -202,7 +202,7 @@ def test_nobody_who_is_kept_in_a_log_out_of_everyone_is_rescued_from_his_own(
 
     def keep(session_id: str) -> Tokens:
         position = force_logout.revoke_everyone(SOMEBODY, keep_session=session_id).position
-        tokens = sign_in.renew(session_id, HERE, settings)
+        tokens = refreshing.renew(session_id, HERE, settings)
         assert confirm(position, server.watch).in_force
         return tokens
 
@@ -231,7 +231,7 @@ def test_of_two_who_keep_only_themselves_one_is_kept_and_the_other_has_done_noth
             receipt = force_logout.revoke_matching(
                 SessionFilter(user_id=str(user_id)), SOMEBODY, keep_session=session_id
             )
-        tokens = sign_in.renew(session_id, HERE, settings)
+        tokens = refreshing.renew(session_id, HERE, settings)
         assert confirm(receipt.position, server.watch).in_force
         return tokens
 
@@ -249,7 +249,7 @@ def test_racing_refreshes_of_one_token_all_get_the_same_successor(
     name = name_of(psql, new_user())
     for _ in range(ROUNDS):
         old = sign_in.sign_in(name, PASSWORD, HERE, settings)
-        results = all_at_once(*[in_thread(sign_in.refresh, old.refresh_token, HERE, settings)] * 6)
+        results = all_at_once(*[in_thread(refreshing.refresh, old.refresh_token, HERE, settings)] * 6)
         assert len({result.refresh_token for result in results}) == 1
         assert all(accepts(server, result.access_token) for result in results)
-        assert sign_in.refresh(results[0].refresh_token, HERE, settings).session_id == old.session_id
+        assert refreshing.refresh(results[0].refresh_token, HERE, settings).session_id == old.session_id

@@ -14,19 +14,19 @@ import pytest
 
 from blueprints.server import Server
 from lastcall.errors import Revoked
-from models import force_logout, housekeeping, own_password, sign_in
+from models import force_logout, housekeeping, own_password, refreshing, sign_in
 from models import user as users
 from models.audit import Actor as Who
 from models.changes import Changes
 from models.database import transaction
 from models.housekeeping import Housekeeper
 from models.login_session import get_session
+from models.minting import ClientInfo
 from models.purge import BATCH, purge
 from models.revocation import list_revocations, public_reason
 from models.seen import Seen
 from models.session_filter import SessionFilter
 from models.session_list import count_active, list_sessions
-from models.sign_in import ClientInfo
 from models.user import create_user, get_user
 from models.worker import WorkerWatch
 from settings import Settings
@@ -155,7 +155,7 @@ def test_an_unmarked_session_can_do_nothing_and_is_told_why(
     (left,) = [str(row[0]) for row in psql.execute("SELECT id FROM login_sessions WHERE ended_at IS NULL")]
     (mine,) = [token for token in tokens if token.session_id == left]
     with pytest.raises(Revoked):
-        sign_in.refresh(mine.refresh_token, HERE, settings)
+        refreshing.refresh(mine.refresh_token, HERE, settings)
     facts = get_session(UUID(left))
     assert facts is not None and (facts.state, facts.ended_by, facts.end_reason) == ("ended", "root", "new terms")
     assert public_reason("user", mine.user_id, left) == "new terms"

@@ -32,12 +32,12 @@ from hypothesis.stateful import (
 )
 
 from lastcall.errors import Revoked
-from models import force_logout, own_password, passwords, sign_in
+from models import force_logout, own_password, passwords, refreshing, sign_in
 from models import user as users
 from models.errors import Conflict, NotFound
 from models.purge import purge
+from models.refreshing import RefreshReused
 from models.session_filter import SessionFilter
-from models.sign_in import RefreshReused
 from tests.database.story_bench import TEMPLATE, key_ring, make_template
 from tests.database.story_machine import SOMEBODY, Telling, here
 from tests.database.story_model import Session
@@ -115,11 +115,11 @@ class Story(Telling):
                 self.refresh_in_vain(raw)
             case "reuse":
                 with pytest.raises(RefreshReused) as reused:
-                    sign_in.refresh(raw, here("web"), self.settings)
+                    refreshing.refresh(raw, here("web"), self.settings)
                 self.world.end(session)
                 self.confirm(reused.value.receipt.position)
             case what:
-                tokens = sign_in.refresh(raw, here("web"), self.settings)
+                tokens = refreshing.refresh(raw, here("web"), self.settings)
                 self.world.mint(session, tokens.access_token)
                 if what == "same":
                     assert tokens.refresh_token == session.refresh[-1]
@@ -242,7 +242,7 @@ class Story(Telling):
             return
         receipt = force_logout.revoke_everyone(SOMEBODY, keep_session=session.id)
         ended = self.world.end_everyone(keep=session)
-        self.renewed(session, sign_in.renew(session.id, here("web"), self.settings))
+        self.renewed(session, refreshing.renew(session.id, here("web"), self.settings))
         self.ended(receipt, ended)
 
     @rule(wanted=FILTERS, whole_users=st.booleans())
