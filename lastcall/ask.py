@@ -137,6 +137,7 @@ class Asker:
         if self._pid != os.getpid():  # threads do not survive a fork
             with self._starting:
                 if self._pid != os.getpid():
+                    self._connections = []  # the parent's: to close one here would end it there
                     self._slots = threading.BoundedSemaphore(AT_ONCE)
                     self._threads = ThreadPoolExecutor(AT_ONCE, "lastcall-ask")
                     self._pid = os.getpid()
@@ -177,7 +178,8 @@ class Asker:
             prepare_threshold=None,
         )
         self._local.connection, self._local.used_ns, self._local.is_limited = connection, boottime_ns(), self._pooled
-        self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
+        with self._starting:
+            self._connections = [open_one for open_one in self._connections if not open_one.closed] + [connection]
         return connection
 
     def _limit(self, connection: psycopg.Connection) -> None:

@@ -435,9 +435,35 @@ listener.stop()
 """
 
 
-def test_a_fork_gets_a_listener_of_its_own(psql: psycopg.Connection, database_url: str) -> None:
+FORK_THAT_ASKS = """
+import os, sys
+from lastcall import ask
+
+ask.PATIENCE_S = 10.0
+asker = ask.Asker(sys.argv[1])
+asker.now_s()
+(kept,) = asker._connections
+if (child := os.fork()) == 0:
+    problem = 1
+    try:
+        asker.now_s()
+        asker.close()
+        problem = 0
+    finally:
+        os._exit(problem)
+assert os.waitpid(child, 0)[1] == 0
+asker.now_s()
+assert asker._connections == [kept]
+asker.close()
+"""
+
+
+@pytest.mark.parametrize("program", [FORK, FORK_THAT_ASKS], ids=["listener", "asker"])
+def test_a_fork_has_its_own_and_leaves_the_parents_alone(
+    psql: psycopg.Connection, database_url: str, program: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, database_url],
+        [sys.executable, "-W", "ignore", "-c", program, database_url],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

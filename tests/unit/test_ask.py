@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,3 +63,25 @@ def test_a_fifth_question_at_once_waits_for_a_turn_and_is_not_put_where_none_com
 
 def test_closing_without_a_question_is_tolerated() -> None:
     Asker("postgresql://nowhere").close()
+
+
+def test_two_threads_that_connect_at_once_are_both_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or closing leaves the connection of one of them open."""
+    both_are_at_it = threading.Barrier(2)
+
+    class OpenOne:
+        @property
+        def closed(self) -> bool:
+            with suppress(threading.BrokenBarrierError):
+                both_are_at_it.wait(0.1)
+            return False
+
+    asker = Asker("postgresql://nowhere")
+    asker._connections = [OpenOne()]  # type: ignore[list-item]
+    monkeypatch.setattr("lastcall.ask.connect_to_primary", lambda *_, **__: SimpleNamespace(closed=False))
+    threads = [threading.Thread(target=asker._connect) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asker._connections) == 3
