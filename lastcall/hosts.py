@@ -37,7 +37,8 @@ def each_host(conninfo: str) -> list[str]:
 def connect_to_primary(connect: Callable[..., C], conninfo: str, *, within_s: float = 3.0, **options: Any) -> C:
     """`connect(conninfo, **options)`, on whichever of several hosts is the primary, within `within_s` seconds.
 
-    Who has said nothing for AGAIN_S is tried once more beside it. Raises psycopg.Error, or what `connect` raises.
+    Every AGAIN_S all are tried again beside what is under way, also those that have refused: while the old primary says
+    nothing, a standby may have been promoted. Raises psycopg.Error, or what `connect` raises.
     """
     hosts = each_host(conninfo)
     first: Future[C] = Future()

@@ -132,6 +132,20 @@ def test_an_attempt_that_was_swallowed_does_not_keep_the_next_one_waiting(
     assert not found.closed.is_set()
 
 
+def test_a_standby_that_is_promoted_while_the_old_primary_says_nothing_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lastcall.hosts.AGAIN_S", 0.01)
+    over, answers = threading.Event(), iter([is_a_standby, refuse, lambda: None])
+
+    def say_nothing() -> None:
+        assert over.wait(10)
+
+    connect = connecting({"a.example.com": say_nothing, "b.example.com": lambda: next(answers)()})
+    assert connect_to_primary(connect, BOTH, autocommit=True).host == "b.example.com"
+    over.set()
+
+
 def test_nobody_waits_longer_than_was_said() -> None:
     over = threading.Event()
 
