@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ LARGEST_TOKEN = 8192
 
 ALGORITHMS = ("RS256", "EdDSA", "ES256", "HS256")
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
+_PATH_BEGINS, _PATH_ENDS = ("/", "./", "../", "~"), (".json", ".pem", ".key", ".jwk", ".jwks")
 _ALGORITHM_OF = {"RSA": "RS256", "EC P-256": "ES256", "OKP Ed25519": "EdDSA", "oct": "HS256"}
 _THUMBPRINT_MEMBERS = {"RSA": ("e", "kty", "n"), "EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x")}
 
@@ -59,15 +61,16 @@ class KeyRing:
 
     @classmethod
     def parse(cls, text: str) -> KeyRing:
-        """Read a JWK, a JWK set, PEM blocks, or HS256 secrets separated by white space; or the name of a file of them.
+        """Read a JWK, a JWK set, PEM blocks, or HS256 secrets separated by white space; or the name of a file of them,
+        which begins with `/`, `./`, `../` or `~`.
 
         Raises ValueError, whose message never holds key material.
         """
         text = text.strip()
-        if text.startswith(("/", "./")) and len(text) < 4096:
+        if text.startswith(_PATH_BEGINS) and len(text) < 4096:
             try:  # a path that was mistyped must not become a secret that can be guessed
-                text = Path(text).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError):
+                text = Path(text).expanduser().read_text(encoding="utf-8").strip()
+            except (OSError, RuntimeError, ValueError):
                 raise ValueError("a file that cannot be read") from None
         if text.startswith(("{", "[")):
             try:
@@ -226,6 +229,8 @@ def _key_from_loaded(loaded: Any, alg: str, kid: object) -> Key:
 
 
 def _key_from_secret(text: str) -> Key:
+    if text.lower().endswith(_PATH_ENDS) or os.path.exists(text):
+        raise ValueError("it looks like the name of a file, which must begin with /, ./, ../ or ~/ to be read")
     return _key_from_bytes(text.encode(), None)
 
 

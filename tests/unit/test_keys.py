@@ -82,10 +82,48 @@ def test_a_key_ring_is_read_from_a_file(tmp_path: Path) -> None:
     assert len(KeyRing.parse(f" {file}\n").keys) == 4
 
 
-def test_a_file_that_is_not_there_is_no_secret() -> None:
+@pytest.mark.parametrize("name", ["keys.json", "./keys.json", "../here/keys.json", "~/keys.json"])
+def test_the_name_of_a_file_may_be_relative_or_below_ones_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "keys.json").write_text(json.dumps(JWKS["ES256"]))
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(here))
+    if name == "keys.json":
+        with pytest.raises(ValueError, match=r"must begin with /, \./, \.\./ or ~/ to be read"):
+            KeyRing.parse(name)
+    else:
+        assert KeyRing.parse(name).signing_key.alg == "ES256"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/lastcall/keys/signing_key_of_2026.pem",
+        "../secrets/of-the-service/lastcall/keys.json",
+        "~/secrets/of-the-service/lastcall/keys.json",
+        "~nobody-of-this-name/secrets/lastcall/keys",
+        "keys/of-the-service/lastcall/signing.pem",
+        "keys/of-the-service/lastcall/SIGNING.KEY",
+        SECRET + " keys/of-the-service/lastcall/signing.jwk",
+        "/no\0file",
+    ],
+)
+def test_a_file_that_is_not_there_is_no_secret(name: str) -> None:
     """A mistyped path must not become an HS256 secret that anybody can guess."""
-    with pytest.raises(ValueError):
-        KeyRing.parse("/etc/lastcall/keys/signing_key_of_2026.pem")
+    with pytest.raises(ValueError, match="file"):
+        KeyRing.parse(name)
+
+
+def test_a_file_that_is_there_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "a-file-of-32-characters-and-more-without-an-end"
+    (tmp_path / name).write_text(SECRET)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="looks like the name of a file"):
+        KeyRing.parse(name)
+    assert works(KeyRing.parse(f"./{name}"))
 
 
 # -------------------------------------------------------------------------------------------------------- rotation

@@ -82,7 +82,7 @@ def test_a_variable_that_is_set_counts(read: Callable[..., Settings], name: str)
 BAD: dict[str, list[str]] = {
     "DATABASE_URL": ["mysql://db/x", "db.example", "sqlite:///x", "postgresql:", "postgresql://[::1/db", "postgresql"],
     "LASTCALL_LISTEN_URL": ["http://db/x", "5432", "postgresql://[::1/db"],
-    "LASTCALL_SIGNING_KEY": ["short", "{}", "{", "[]", "-----BEGIN PRIVATE KEY-----", '{"kty": ["oct"]}'],
+    "LASTCALL_SIGNING_KEY": ["short", "{}", "{", "[]", "-----BEGIN PRIVATE KEY-----", '{"kty": ["oct"]}', "a/key.pem"],
     "HOST": ["not a host", "http://127.0.0.1", "127.0.0.1:8000", "a\nb"],
     "PORT": ["0", "65536", "-1", "+80", " 80", "80 ", "8e3", "eighty", "80.0", "٨٠", "9" * 5000, "8_0"],
     "WEB_CONCURRENCY": ["0", "257", "-4", "four", "1.5"],
