@@ -86,7 +86,7 @@ limit_request_line = 8190  # gunicorn's most
 # A token that is far too long is the application's to refuse: 401.
 limit_request_field_size = 131_072
 accesslog = None
-loglevel = os.environ.get("LOG_LEVEL", "info")
+loglevel = _settings.log_level
 
 
 def post_worker_init(worker: Any) -> None:

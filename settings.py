@@ -18,8 +18,12 @@ from lastcall.tokens import KeyRing, generate_signing_key
 
 LONGEST_LIFETIME_S = 900
 """No access token lives longer than this, whatever it says, unless LASTCALL_ACCESS_TTL asks for more (seconds)."""
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+"""As gunicorn names them, in any case; it takes any other for info."""
 ARGON2_TIME_COST, ARGON2_MEMORY_KIB = 5, 7_168
 """One of the settings that OWASP names (docs/decisions/0013-libsodium.md)."""
+_OTHERS = ("DATABASE_URL", "SECRET_KEY", "HOST", "PORT", "WEB_CONCURRENCY", "LOG_LEVEL")
+"""Variables whose names do not begin with LASTCALL_."""
 
 
 class SettingsError(ValueError):
@@ -56,6 +60,7 @@ class Settings:
     secure_cookies: bool
     streams_per_worker: int
     demo_sessions: int
+    log_level: str
 
     @property
     def longest_lifetime(self) -> int:
@@ -69,6 +74,7 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
     Raises SettingsError for the first bad value.
     """
     env = os.environ if environ is None else environ
+    _check_encoding(env)
     data_dir = Path(env.get("LASTCALL_DATA_DIR") or "instance").absolute()
     given_url = env.get("DATABASE_URL") or None
     if given_url is not None:
@@ -107,7 +113,18 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         secure_cookies=_boolean(env, "LASTCALL_SECURE_COOKIES", False),
         streams_per_worker=_integer(env, "LASTCALL_STREAMS_PER_WORKER", 24, 1, 200),
         demo_sessions=_integer(env, "LASTCALL_DEMO_SESSIONS", 0, 0, 10_000_000),
+        log_level=_choice(env, "LOG_LEVEL", "info", LOG_LEVELS, any_case=True),
     )
+
+
+def _check_encoding(env: Mapping[str, str]) -> None:
+    """Bytes that are not UTF-8 come as surrogates (os.fsdecode), and would fail only once they are used."""
+    for name, text in env.items():
+        if name.startswith("LASTCALL_") or name in _OTHERS:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise SettingsError(f"{name}: not UTF-8; give text in UTF-8") from None
 
 
 def _check_url(name: str, value: str) -> None:
@@ -150,20 +167,19 @@ def _number(env: Mapping[str, str], name: str, default: float, least: float, mos
     text = env.get(name)
     if text is None or text == "":
         return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not least <= value <= most:
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) is None or not least <= float(text) <= most:
         raise SettingsError(f"{name}: {_shown(text)} is not allowed; give a number of seconds from {least} to {most}")
-    return value
+    return float(text)
 
 
-def _choice(env: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...]) -> str:
+def _choice(
+    env: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...], *, any_case: bool = False
+) -> str:
     text = env.get(name) or default
-    if text not in allowed:
+    choice = text.lower() if any_case else text
+    if choice not in allowed:
         raise SettingsError(f"{name}: {_shown(text)} is not allowed; give one of {', '.join(allowed)}")
-    return text
+    return choice
 
 
 def _boolean(env: Mapping[str, str], name: str, default: bool) -> bool:

@@ -45,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "stale": "ask",
     "revoke_on_role_removal": True,
     "longest_lifetime": 900,
+    "log_level": "info",
 }
 
 
@@ -69,6 +70,7 @@ GOOD: dict[str, tuple[str, str, Any]] = {
     "LASTCALL_REVOKE_ON_ROLE_REMOVAL": ("false", "revoke_on_role_removal", False),
     "LASTCALL_LISTEN_URL": (URL, "listen_url", URL),
     "LASTCALL_DEMO_SESSIONS": ("2000", "demo_sessions", 2000),
+    "LOG_LEVEL": ("Warning", "log_level", "warning"),
     "SECRET_KEY": (COOKIE_KEY, "secret_key", COOKIE_KEY),
 }
 
@@ -91,12 +93,33 @@ BAD: dict[str, list[str]] = {
     "LASTCALL_ACCESS_TTL": ["0", "-300", "5m", "86401", "300.5", "inf"],
     "LASTCALL_REFRESH_TTL": ["0", "-1", "two weeks", "31536001"],
     "LASTCALL_SESSION_MAX_AGE": ["0", "-1", "never", "315360001"],
-    "LASTCALL_LEASE": ["0", "0.1", "-2", "61", "nan", "inf", "-inf", "1e400", "2s", "two", "2,0"],
+    "LASTCALL_LEASE": [
+        "0",
+        "0.1",
+        "-2",
+        "61",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "2s",
+        "two",
+        "2,0",
+        "1_0",
+        "1e1",
+        " 2",
+        "2.",
+        "٢",
+    ],
     "LASTCALL_DEMO_SESSIONS": ["many", "-1", "10000001"],
     "LASTCALL_STALE": ["Ask", "accept", "ask refuse", " ask"],
     "LASTCALL_REVOKE_ON_ROLE_REMOVAL": ["maybe", "2", "ja", "true false", "none"],
+    "LOG_LEVEL": ["verbose", "warn", "20", " info", "in\nfo"],
     "SECRET_KEY": ["Kx7", "Kx7" * 5],
 }
+NOT_UTF_8 = "postgresql://Kx7-\udcff-with-32-characters-and-more/x"
+for name in ("LASTCALL_ISSUER", "LASTCALL_AUDIENCE", "LASTCALL_METRICS_TOKEN", "LASTCALL_DATA_DIR", *BAD):
+    BAD.setdefault(name, []).append(NOT_UTF_8)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +146,8 @@ def test_a_bad_value_is_refused_in_one_line_that_begins_with_its_name(
         ("LASTCALL_SIGNING_KEY", "Kx7-secret"),
         ("LASTCALL_ADMIN_PASSWORD", "Kx7"),
         ("SECRET_KEY", "Kx7"),
+        ("SECRET_KEY", NOT_UTF_8),
+        ("LASTCALL_METRICS_TOKEN", NOT_UTF_8),
     ],
 )
 def test_a_bad_secret_is_not_shown(read: Callable[..., Settings], name: str, value: str) -> None:
