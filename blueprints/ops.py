@@ -11,6 +11,8 @@ from blueprints.metrics import write_metrics
 from blueprints.openapi import describe
 from blueprints.problems import problem
 from blueprints.server import address_of_request, server
+from lastcall.errors import TokenRejected
+from lastcall.flask import bearer_token
 
 bp = Blueprint("ops", __name__)
 
@@ -40,7 +42,10 @@ def metrics() -> Response:
     """For Prometheus; from this host only, or with LASTCALL_METRICS_TOKEN as bearer token where that is set."""
     token = server().settings.metrics_token
     if token is not None:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        try:
+            given = bearer_token()
+        except TokenRejected:
+            given = ""
         if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
             challenge = {"WWW-Authenticate": 'Bearer realm="lastcall metrics", error="invalid_token"'}
             return problem(401, "metrics_token", "Send LASTCALL_METRICS_TOKEN as a bearer token.", challenge)

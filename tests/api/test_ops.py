@@ -98,13 +98,23 @@ def test_metrics_are_for_this_host_only(client: FlaskClient, address: str, heade
 def test_metrics_are_for_the_token_where_one_is_set(
     environment: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
-    environment["LASTCALL_METRICS_TOKEN"] = "scrape me"
+    environment["LASTCALL_METRICS_TOKEN"] = "scrape-me"
     client: FlaskClient = request.getfixturevalue("client")
-    for headers in ({}, {"Authorization": "Bearer scrape you"}, {"Authorization": "Bearer "}):
-        problem(client.get("/metrics", headers=headers), 401, "metrics_token")
+    problem(client.get("/metrics"), 401, "metrics_token")
+    for given in (
+        "Bearer scrape-you",
+        "Bearer ",
+        "Bearer",
+        "scrape-me",
+        "Basic scrape-me",
+        "Bearerscrape-me",
+        "Bearer é",
+    ):
+        problem(client.get("/metrics", headers={"Authorization": given}), 401, "metrics_token")
     far = {"REMOTE_ADDR": "192.0.2.1"}
-    response = client.get("/metrics", headers={"Authorization": "Bearer scrape me"}, environ_base=far)
-    assert response.status_code == 200
+    for scheme in ("Bearer", "bearer"):
+        response = client.get("/metrics", headers={"Authorization": f"{scheme} scrape-me"}, environ_base=far)
+        assert response.status_code == 200
 
 
 def test_the_published_keys_verify_a_token_and_hold_nothing_private(client: FlaskClient, alice: Actor) -> None:
