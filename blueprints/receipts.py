@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flask import Response, request
+from werkzeug.http import parse_list_header
 
 from blueprints.operation import answer
 from blueprints.server import server
@@ -15,7 +16,7 @@ from models.minting import Tokens
 def receipt_response(receipt: Receipt, tokens: Tokens | None = None) -> Response:
     """200 once it is in force everywhere. 202 with `Prefer: respond-async` (RFC 7240), or when a worker has neither
     confirmed nor lost its lease after 10 s: `unconfirmed` names it."""
-    rushed = "respond-async" in [part.strip().lower() for part in request.headers.get("Prefer", "").split(",")]
+    rushed = _prefers("respond-async")
     patience_s = 0.0 if rushed else PATIENCE_S
     workers = confirm(receipt.position, server().watch, patience_s=patience_s, since_ns=receipt.started_ns)
     done = workers.in_force and not rushed
@@ -38,6 +39,13 @@ def receipt_response(receipt: Receipt, tokens: Tokens | None = None) -> Response
         tokens=TokensAnswer.model_validate(tokens) if tokens else None,
     )
     return answer(body, 200 if done else 202, {"Preference-Applied": "respond-async"} if rushed else {})
+
+
+def _prefers(name: str) -> bool:
+    """Whether it is among the preferences, each of which may have parameters (RFC 7240, section 2). Several headers
+    come as one list (RFC 3875, section 4.1.18)."""
+    preferences = parse_list_header(request.headers.get("Prefer", ""))
+    return any(preference.partition(";")[0].strip().lower() == name for preference in preferences)
 
 
 def wait_until_in_force(position: str | None) -> bool:

@@ -172,6 +172,18 @@ def test_who_was_revoked_by_a_filter_is_told_the_reason_as_well(root: Actor, ali
     assert problem(alice.get("/auth/me"), 401, "token_revoked").get("reason") == "new terms"
 
 
+def test_who_prefers_not_to_wait_may_say_so_in_a_list_and_with_parameters(root: Actor, alice: Actor) -> None:
+    def answered(*preferences: str) -> int:
+        headers = [("Authorization", f"Bearer {root.token}"), *(("Prefer", preference) for preference in preferences)]
+        return root.client.delete(f"{API}/admin/sessions/{alice.user_id}", headers=headers).status_code
+
+    for preference in ("respond-async", "Respond-Async; q=1", 'wait="a, b";c="d;e" , respond-async;wait=1'):
+        assert answered(preference) == 202
+    assert answered("wait=10", "respond-async") == 202, "in the second of two headers"
+    for preference in ("wait=10", "no-respond-async", "wait; respond-async", 'wait="1, respond-async, 2"'):
+        assert answered(preference) == 200
+
+
 def test_without_waiting_the_answer_is_a_202_that_promises_nothing(root: Actor, alice: Actor) -> None:
     response = root.delete(f"/admin/sessions/{alice.user_id}", headers={"Prefer": "respond-async"})
     body = answer(response, 202)
