@@ -30,7 +30,8 @@ from models import user as users
 from models.audit import Actor
 from models.confirmation import confirm
 from models.database import apply_schema, db, transaction
-from models.database_errors import database_errors
+from models.database_errors import database_errors, schema_errors
+from models.errors import NotFound
 from models.everyone import note_access_ttl
 from models.force_logout import Receipt
 from models.session_list import list_sessions
@@ -63,6 +64,8 @@ def register_commands(app: Flask, app_on: AppOn) -> None:
             except ValidationError as error:
                 wrong = "; ".join(f"{item['field']}: {item['message']}" for item in field_errors(error))
                 raise click.ClickException(wrong) from None
+            except UnicodeError:
+                raise click.ClickException("what was given is not UTF-8") from None
 
         return run
 
@@ -89,21 +92,22 @@ def _group() -> None:
 def init_db() -> None:
     """Apply schema.sql, as often as you like."""
     settings = server().settings
-    apply_schema(settings.database_url)
+    with schema_errors():
+        apply_schema(settings.database_url)
     with transaction():
         note_access_ttl(settings.access_ttl, exactly=True)
     click.echo("The schema is in place.")
 
 
 @click.argument("username", required=False)
-@click.option("--username", "named", help="The same as the argument.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from the first line of standard input.")
-def create_admin(username: str | None, named: str | None, password_stdin: bool) -> None:
-    """Make a user with the role admin. Without a password one is invented and shown once."""
+def create_admin(username: str | None, password_stdin: bool) -> None:
+    """Make a user with the role admin. Without --password-stdin the password is LASTCALL_ADMIN_PASSWORD; where that is
+    not set either, one is invented and shown once."""
     settings = server().settings
     given = sys.stdin.readline().rstrip("\n") if password_stdin else settings.admin_password
     password = given if given is not None else passwords.invent_password()
-    new = NewUser(username=username or named or settings.admin_username, password=password, roles=[ADMIN])
+    new = NewUser(username=username or settings.admin_username, password=password, roles=[ADMIN])
     made = users.create_user(new.username, new.password, new.roles)
     click.echo(
         f"{made.username} is an admin." + ("" if given is not None else f" Password, shown only once: {password}")
@@ -148,7 +152,7 @@ def revoke_user(name_or_id: str, reason: str | None, yes: bool) -> None:
     try:
         found = users.find_user(name_or_id)
         user_id, name, active = UUID(found.user_id), found.username, found.active_sessions
-    except LastcallError:
+    except NotFound:
         if not _is_id(name_or_id):
             raise
         user_id, name, active = UUID(name_or_id), name_or_id, 0

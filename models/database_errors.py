@@ -10,7 +10,7 @@ import psycopg
 from sqlalchemy import exc
 
 from lastcall.connection import lacking
-from lastcall.errors import DatabaseAway
+from lastcall.errors import DatabaseAway, LastcallError
 
 log = logging.getLogger("lastcall")
 
@@ -72,6 +72,20 @@ def database_errors() -> Iterator[None]:
         if error.connection_invalidated or _means_away(error.orig):
             raise DatabaseAway from None
         raise
+
+
+@contextmanager
+def schema_errors() -> Iterator[None]:
+    """What keeps schema.sql from being applied becomes a LastcallError, whose one line says why."""
+    try:
+        yield
+    except psycopg.Error as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, psycopg.OperationalError):
+            raise DatabaseAway(
+                f"DATABASE_URL: the database cannot be reached ({reason}); is it running, is the URL right?"
+            ) from None
+        raise LastcallError(f"the database could not be prepared: {reason}") from None
 
 
 def _means_away(error: BaseException | None) -> bool:

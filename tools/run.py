@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Event
 
-import psycopg
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
 from app import create_app, prepare_database
 from lastcall.errors import LastcallError
+from models.database_errors import schema_errors
 from settings import Settings, SettingsError, from_environment
 from tools.postgres import APP, EmbeddedPostgres, PostgresError, dies_with_us
 
@@ -124,14 +124,10 @@ def _watch(gunicorn: subprocess.Popen[bytes], server: EmbeddedPostgres | None, s
 
 def _prepare(settings: Settings) -> str | None:
     try:
-        return prepare_database(settings)
-    except psycopg.OperationalError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StartError(
-            f"DATABASE_URL: the database cannot be reached ({reason}); is it running, is the URL right?"
-        ) from None
-    except (psycopg.Error, LastcallError) as error:
-        raise StartError(f"the database could not be prepared: {' '.join(str(error).split())[:300]}") from None
+        with schema_errors():
+            return prepare_database(settings)
+    except LastcallError as error:
+        raise StartError(error.detail) from None
 
 
 def _invent_sessions(settings: Settings) -> None:

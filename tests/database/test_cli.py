@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -22,12 +22,22 @@ from settings import Settings, from_environment
 from tests.actors import Actor
 from tests.conftest import PASSWORD
 from tests.database.conftest import accepts, one
+from tools.postgres import APP, OWNER
 
 ROOT = Path(__file__).parents[2]
+NOWHERE = "postgresql://127.0.0.1:1/nowhere"
 
 
-def run(app: Flask, *words: str, **options: str) -> Result:
+def run(app: Flask, *words: str, **options: str | bytes) -> Result:
     return app.test_cli_runner().invoke(args=list(words), **options)
+
+
+def error_of(result: Result) -> str:
+    """The one line that says what is wrong."""
+    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit), result.exception
+    (error,) = [line for line in result.output.splitlines() if line.startswith("Error:")]
+    return error
 
 
 def said(result: Result) -> str:
@@ -51,6 +61,24 @@ def test_init_db_may_be_run_as_often_as_one_likes(idle: Flask, psql: psycopg.Con
     assert one(psql, "SELECT access_ttl_s FROM everyone") == 300
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        pytest.param(lambda _: NOWHERE, "DATABASE_URL: the database cannot be reached (", id="it is away"),
+        pytest.param(
+            lambda url: url.replace(f"//{OWNER}@", f"//{APP}@"),
+            "the database could not be prepared: permission denied ",
+            id="the role is not the owner",
+        ),
+    ],
+)
+def test_init_db_says_in_one_line_why_it_can_do_nothing(
+    environment: dict[str, str], url: Callable[[str], str], reason: str
+) -> None:
+    app = create_app(from_environment({**environment, "DATABASE_URL": url(environment["DATABASE_URL"])}))
+    assert error_of(run(app, "init-db")).startswith(f"Error: {reason}")
+
+
 @pytest.mark.parametrize(("access_ttl", "noted"), [("600", 600), ("120", 120)])
 def test_init_db_notes_the_lifetime_of_tokens(
     environment: dict[str, str], psql: psycopg.Connection, access_ttl: str, noted: int
@@ -71,7 +99,7 @@ def test_create_admin_invents_a_password_and_shows_it_once(
     environment: dict[str, str], psql: psycopg.Connection
 ) -> None:
     app = create_app(from_environment({**environment, "LASTCALL_ADMIN_PASSWORD": ""}))
-    password = said(run(app, "create-admin", "--username", "ann")).rpartition(" ")[2]
+    password = said(run(app, "create-admin", "ann")).rpartition(" ")[2]
     assert len(password) >= 16
     assert password not in one(psql, "SELECT password_hash FROM users")
     assert said(run(app, "create-admin", "bob", "--password-stdin", input="a long password\n")) == "bob is an admin."
@@ -93,18 +121,19 @@ def test_create_admin_invents_a_password_and_shows_it_once(
         (["revoke", "session", str(uuid.uuid4())], ""),
         (["revoke", "session", "no-id"], ""),
         (["revoke", "user", "alice", "--reason", "x" * 501], ""),
+        (["revoke", "user", "al\udcffice"], ""),
+        (["revoke", "user", "alice", "--reason", "\udcff"], ""),
+        (["create-admin", "ann\udcff"], ""),
+        (["create-admin", "ann", "--password-stdin"], b"\xff-a-long-password\n"),
         (["revoke", "everyone", "--reson", "typo"], ""),
         (["revoke", "everyone", "alice"], ""),
         (["demo-data", "--sessions", "0"], ""),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_changes_nothing(
-    app: Flask, psql: psycopg.Connection, alice: Actor, words: list[str], typed: str
+    app: Flask, psql: psycopg.Connection, alice: Actor, words: list[str], typed: str | bytes
 ) -> None:
-    result = run(app, *words, input=typed)
-    assert result.exit_code != 0
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert len([line for line in result.output.splitlines() if line.startswith("Error:")]) == 1, result.output
+    assert error_of(run(app, *words, input=typed))
     assert alice.is_in()
     assert one(psql, "SELECT count(*) FROM users") == 1
     assert one(psql, "SELECT count(*) FROM revocations") == 0
@@ -136,6 +165,17 @@ def test_revoke_user_takes_an_id_also_of_the_deleted(app: Flask, psql: psycopg.C
     psql.execute("DELETE FROM users")
     assert ": 0 sessions ended" in said(run(app, "revoke", "user", alice.user_id))
     assert not alice.is_in()
+
+
+def test_revoke_user_asks_nothing_while_the_database_is_away(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(question: str, yes: bool) -> None:
+        raise AssertionError(question)
+
+    monkeypatch.setattr("blueprints.commands._ask", ask)
+    app = create_app(from_environment({**environment, "DATABASE_URL": NOWHERE}))
+    assert "can't be reached" in error_of(run(app, "revoke", "user", str(uuid.uuid4())))
 
 
 def test_revoke_session_ends_one_session(app: Flask, alice: Actor) -> None:
@@ -200,7 +240,7 @@ def test_the_real_command_revokes_and_ends(app: Flask, environment: dict[str, st
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("DATABASE_URL", "postgresql://127.0.0.1:1/nowhere"), ("LASTCALL_LEASE", "soon")],
+    [("DATABASE_URL", NOWHERE), ("LASTCALL_LEASE", "soon")],
 )
 def test_the_real_command_names_its_trouble_in_one_line(environment: dict[str, str], variable: str, value: str) -> None:
     done = flask({**environment, variable: value}, "sessions")
