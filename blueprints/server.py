@@ -49,8 +49,7 @@ class Server:
         """Stop in order; the worker's row goes last."""
         self.drain()
         self.housekeeper.stop()
-        self.lastcall.listener.stop()
-        self.lastcall.guard.close()
+        self.lastcall.stop()
         self.patience.stop()
 
 

@@ -43,9 +43,10 @@ def create_app() -> Flask:
 
 if __name__ == "__main__":
     app = create_app()
-    listener = app.extensions["lastcall"].listener
-    listener.ensure_running()  # under gunicorn: in post_worker_init, so that not even the first request gets a 503
+    lastcall: Lastcall = app.extensions["lastcall"]
+    # Under gunicorn: in post_worker_init, so that not even the first request gets a 503.
+    lastcall.listener.ensure_running()
     try:
         app.run(port=int(os.environ.get("PORT", "5000")))
     finally:
-        listener.stop()  # under gunicorn: in worker_exit, so that no force logout waits for who has gone
+        lastcall.stop()  # under gunicorn: in worker_exit, so that no force logout waits for who has gone

@@ -47,8 +47,18 @@ class RoleMissing(LastcallError):
 class Lastcall:
     """Ties a Flask application to one guard and one listener a process.
 
-    `database_url` is a direct libpq URL of the primary; `stale` is `ask` or `refuse`. Answers of refused requests are
-    problem details (RFC 9457) unless the application has error handlers of its own for LastcallError.
+    - `database_url`: a direct libpq URL of the primary, for the listener.
+    - `ask_url`: the URL to ask on while the lease is out, which may go through a pooler; `database_url` by default.
+    - `lease_s`: how long this process may trust its cutoffs without a successful read (seconds). So long a force logout
+      waits for it at most, once it is cut off or paused.
+    - `longest_lifetime_s`: a token whose `exp - iat` is more (seconds) is refused, whatever it says. No less than the
+      server's `longest_lifetime`.
+    - `stale`: what a process whose lease is out does: `ask` the database for each request, or `refuse` (503).
+    - `service`, `version`: what the list of workers and receipts call this process; they decide nothing.
+    - `on_change`: called without arguments in the listener's thread after cutoffs have changed: it must return soon.
+
+    Answers of refused requests are problem details (RFC 9457) unless the application has error handlers of its own for
+    LastcallError.
     """
 
     def __init__(
@@ -88,6 +98,12 @@ class Lastcall:
         app.extensions["lastcall"] = self
         app.wsgi_app = self._listening(app.wsgi_app)  # type: ignore[method-assign, assignment]
         app.register_error_handler(LastcallError, problem_response)
+
+    def stop(self) -> None:
+        """Stop the listener in order, so that no force logout waits for this process, and close what it asks on. Before
+        the process ends; tolerates a stop without a start."""
+        self.listener.stop()
+        self.guard.close()
 
     def _listening(self, wsgi_app: WSGIApplication) -> WSGIApplication:
         """With the first request the listener starts, also in a fork. Through Flask, `before_request`, to ask for it

@@ -66,6 +66,7 @@ class Guard:
         self.issuer = issuer
         self.audience = audience
         self.longest_lifetime_s = longest_lifetime_s
+        """A token whose `exp - iat` is more is refused, whatever it says (seconds)."""
         self._asker = asker
         self._clock_ns = clock_ns
         self._memo: dict[bytes, Claims] = {}

@@ -76,6 +76,7 @@ class CutoffListener:
     ) -> None:
         self.cutoffs = cutoffs
         self.lease_s = lease_s
+        """How long `cutoffs` may be trusted after a successful read, counted from before it was sent (seconds)."""
         self.worker_id = ""
         self._conninfo = conninfo
         self._service = service
@@ -103,6 +104,7 @@ class CutoffListener:
         self._complained = False
         self._risen = False
         self.reads_done = 0
+        """How often it has read and confirmed, in rounds and on hints, since it was made."""
 
     # ------------------------------------------------------------------------------------------ start and stop
 

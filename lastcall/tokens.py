@@ -153,7 +153,7 @@ def verify(raw: str, keys: KeyRing, *, issuer: str, audience: str, longest_lifet
 
 
 def generate_signing_key(alg: str) -> dict[str, Any]:
-    """A new private JWK for one of ALGORITHMS."""
+    """A new private JWK for one of ALGORITHMS. Raises ValueError for any other."""
     if alg == "HS256":
         return {"kty": "oct", "k": write_base64url(secrets.token_bytes(32)), "alg": alg}
     private: Any

@@ -26,4 +26,4 @@ def post_worker_init(worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     if (lastcall := _lastcall_of(worker)) is not None:
-        lastcall.listener.stop()
+        lastcall.stop()

@@ -19,6 +19,7 @@ from lastcall import Revoked
 from lastcall.flask import Lastcall
 from tests.actors import Actor
 from tests.conftest import MakeUser
+from tests.database.conftest import one, wait_until
 from tests.gunicorn import ROOT
 
 ROLE = "invoices"
@@ -54,8 +55,7 @@ def example(environment_of_the_service: None) -> Iterator[Flask]:
     app.test_client().get("/invoices")  # with the first request the listener starts
     assert extension.listener.wait_until_live()
     yield app
-    extension.listener.stop()
-    extension.guard.close()
+    extension.stop()
 
 
 def ask(client: FlaskClient, actor: Actor, method: str = "GET") -> Any:
@@ -92,6 +92,15 @@ def test_the_example_asks_the_database_when_its_lease_is_out(example: Flask, mak
     client = example.test_client()
     assert ask(client, alice).status_code == 401
     assert ask(client, bob).status_code == 200
+
+
+def test_the_example_that_has_stopped_holds_no_connection(example: Flask, psql: psycopg.Connection) -> None:
+    extension: Lastcall = example.extensions["lastcall"]
+    held = f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{ROLE}'"
+    assert extension.asker is not None and extension.asker.now_s() > 0
+    assert one(psql, held) == 2
+    extension.stop()
+    wait_until(lambda: one(psql, held) == 0, "the listener's connection and the one to ask on are gone")
 
 
 def test_the_role_may_not_read_what_is_none_of_its_business(url_of_the_role: str) -> None:
@@ -132,3 +141,4 @@ def test_the_service_without_flask_of_the_readme(environment_of_the_service: Non
             service["who_is"](alice.token)
     finally:
         service["listener"].stop()
+        service["guard"].close()

@@ -46,4 +46,4 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    worker.app.callable.extensions["lastcall"].listener.stop()
+    worker.app.callable.extensions["lastcall"].stop()
