@@ -93,14 +93,14 @@ def own_id(claims: Claims) -> UUID:
 
 def own_session_id(claims: Claims) -> UUID:
     """The caller's session id. Raises NotFound for a token that was minted elsewhere, for no session of ours."""
-    if claims.sid is None or not is_uuid(claims.sid):
+    if not is_uuid(claims.sid):
         raise NotFound("Nothing was changed. Your token belongs to no session of this server.")
     return UUID(claims.sid)
 
 
 def session_to_keep(claims: Claims) -> str:
     """The caller's session, when all others end. Raises BadRequest where there is none: he would be signed out too."""
-    found = get_session(UUID(claims.sid)) if is_uuid(claims.sid or "") else None
+    found = get_session(UUID(claims.sid)) if is_uuid(claims.sid) else None
     if found is None or found.user_id != claims.sub:
         raise BadRequest("Nothing was changed. keep_current: your token belongs to no session that could be kept.")
     return found.session_id

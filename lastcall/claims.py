@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from lastcall.errors import Invalid, Malformed
 
@@ -13,9 +13,9 @@ LARGEST = 2**53 - 1
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
-def is_uuid(text: str) -> bool:
+def is_uuid(text: str | None) -> TypeGuard[str]:
     """Whether it is a UUID just as PostgreSQL writes it: cutoffs are compared as text."""
-    return _UUID.fullmatch(text) is not None
+    return text is not None and _UUID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def parse(payload: Any, *, issuer: str, audience: str, longest_lifetime_s: int) 
     auth_time = _whole(payload, "auth_time") if "auth_time" in payload else None
     if auth_time is not None and auth_time > iat:
         raise Malformed
-    if generations is not None and not is_uuid(sid or ""):
+    if generations is not None and not is_uuid(sid):
         raise Malformed
     return Claims(
         sub=_text(payload, "sub"),

@@ -49,8 +49,8 @@ class Revoked(TokenRejected):
 
     code = "token_revoked"
 
-    def __init__(self, scope: str, subject: str, detail: str | None = None, *, session_id: str | None = None) -> None:
-        super().__init__(detail)
+    def __init__(self, scope: str, subject: str, *, session_id: str | None = None) -> None:
+        super().__init__()
         self.scope = scope
         """The level that refuses: `everyone`, `user` or `session`."""
         self.subject = subject

@@ -78,7 +78,7 @@ def public_reason(scope: str, subject: str, session_id: str | None = None) -> st
              ORDER BY r.created_at DESC LIMIT 1)
         )
     """)
-    known = session_id if session_id is not None and is_uuid(session_id) else None
+    known = session_id if is_uuid(session_id) else None
     with transaction() as session:
         reason: str | None = session.scalar(query, {"scope": scope, "subject": subject, "session_id": known})
     return reason
