@@ -84,11 +84,11 @@ def actor(claims: Claims, reason: str | None) -> Actor:
 
 
 def own_id(claims: Claims) -> UUID:
-    """The caller's user id. Raises NotFound for a token that was minted elsewhere for somebody who is no user here."""
-    try:
-        return UUID(claims.sub)
-    except ValueError:
-        raise NotFound("Your token names no user of this server.") from None
+    """The caller's user id. Raises NotFound for a token that was minted elsewhere for somebody who is no user here. In
+    another spelling a user's id is another subject (RFC 7519, section 4.1.2)."""
+    if not is_uuid(claims.sub):
+        raise NotFound("Your token names no user of this server.")
+    return UUID(claims.sub)
 
 
 def own_session_id(claims: Claims) -> UUID:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import pytest
 
+from blueprints.server import Server
+from lastcall.tokens import issue
 from tests.actors import Actor
 from tests.api.conftest import NOBODY, answer, problem, receipt
 
@@ -74,3 +79,21 @@ def test_one_ends_all_of_ones_own(alice: Actor, root: Actor, query: str) -> None
     assert "tokens" not in body
     assert not alice.is_in() and not other.is_in() and root.is_in()
     assert alice.again().is_in()
+
+
+def test_another_spelling_of_ones_id_is_another_subject(server: Server, alice: Actor) -> None:
+    """Of a token that was minted elsewhere, with a key of the ring: cutoffs are compared as text as well."""
+
+    def minted_elsewhere(sub: str) -> Actor:
+        now_s = int(time.time())
+        payload = {"iss": "lastcall", "aud": "lastcall", "sub": sub, "iat": now_s, "exp": now_s + 60}
+        return replace(alice, tokens={"access_token": issue(payload, server.settings.keys)})
+
+    assert answer(minted_elsewhere(alice.user_id).get("/me/sessions"))["total"] == 1
+    id = alice.user_id
+    for sub in (id.upper(), id.replace("-", ""), f"{{{id}}}", f"urn:uuid:{id}"):
+        other = minted_elsewhere(sub)
+        problem(other.get("/me/sessions"), 404, "not_found")
+        problem(other.delete("/me/sessions"), 404, "not_found")
+        problem(other.delete(f"/me/sessions/{alice.session_id}"), 404, "not_found")
+    assert alice.is_in()
