@@ -52,7 +52,7 @@ def _database(settings: Settings) -> Iterator[EmbeddedPostgres | None]:
         yield None
         return
     with console.status("Starting PostgreSQL …"):
-        # A process has a pool of 12, up to 4 connections to ask, and the listener's.
+        # A process has a pool of 12, up to 4 connections to ask, the listener's, and the witness's (docs/scaling.md).
         server = EmbeddedPostgres(settings.data_dir, connections=max(300, 18 * settings.workers + 50))
         server.start()
     try:
