@@ -16,11 +16,11 @@ QUICK_S = 0.00005
 SHORT_S = 0.0002
 """And while a NOTIFY is waited for beside busy threads (seconds)."""
 LATE = 0.8
-"""A wait that ends so much of a switch interval late had to wait for the interpreter beside a thread that does not let
-go of it. (All of one, but libpq's waits end a little early.)"""
+"""A wait that ends later than this fraction of a switch interval was held up by a thread that keeps the interpreter.
+(It keeps it for a whole one, but libpq's waits end a little early.)"""
 OFTEN = 8
-"""So many more late ones than others are a busy thread: among requests, which let go of the interpreter soon, that
-hardly comes. Where there may have been one all along, the first late one tells that there is."""
+"""When late waits outnumber punctual ones by this many, a thread is computing; among requests that hardly happens.
+After a trial, one late wait is enough."""
 USUAL_WAIT_S, SOON_S = 0.25, 0.002
 FOR_S = 10.0
 """After that it is tried whether it is needed (seconds)."""

@@ -82,7 +82,8 @@ os.register_at_fork(after_in_child=_start_anew)
 def configure(*, time_cost: int, memory_kib: int) -> None:
     """The argon2id parameters in force from now on; older hashes are renewed at the next sign-in.
 
-    Nobody's hash is made here: the first sign-in with a name that nobody has must not take longer than the others.
+    This also makes the hash that stands in for unknown names, so that the first sign-in with one takes no longer than
+    the rest.
     """
     global _hasher
     _hasher = Argon2id(time_cost, memory_kib)

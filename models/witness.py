@@ -21,7 +21,8 @@ Wait = tuple["PatientConnection", int]
 """A connection that waits, and since when (nanoseconds)."""
 
 IDLE_S = 0.3
-"""A thread that gets no turn for a while has not read its answer, or not sent its statement: that may look the same."""
+"""A thread of ours that has not been scheduled looks just like a forgotten connection; only after this long is it taken
+for one (seconds)."""
 # PostgreSQL manual, "pg_stat_activity": an idle process waits for a command. What may not be seen counts as work.
 _AT_WORK: LiteralString = """
 SELECT pid FROM pg_stat_activity WHERE pid = ANY(%s) AND coalesce(state, '') NOT LIKE 'idle%%'

@@ -124,7 +124,7 @@ def read_workers(position: str, *, within_ms: int = 0) -> Reading:
 def observe_workers(watch: WorkerWatch) -> set[str]:
     """Keep the watch up to date, and drop the rows of processes that are gone. Returns the ids that are fenced."""
     asked_ns = boottime_ns()
-    reading = read_workers("3")
+    reading = read_workers("3")  # the first ordinary transaction id, visible to all: no position is asked about
     fenced = watch.observe(reading, asked_ns, boottime_ns())
     gone = [row for row in reading.rows if row.id in fenced and watch.unmoved_for_s(row.id) > FORGET_AFTER_S]
     if gone:
