@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import secure
@@ -12,7 +10,6 @@ from flask.typing import ResponseReturnValue
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import lastcall
-import settings as configuration
 from blueprints import (
     auth,
     console,
@@ -39,7 +36,7 @@ from models.patience import Patience
 from models.seen import Seen
 from models.user import ensure_first_admin
 from models.worker import SERVER, WorkerWatch
-from settings import Settings
+from settings import Settings, settings_of_process
 
 LARGEST_BODY = 64 * 1024
 """Longer bodies are refused before they are read (bytes)."""
@@ -50,7 +47,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     Without settings they come from the environment; a wrong value there ends the process with one line.
     """
-    settings = settings or _from_environment()
+    settings = settings or settings_of_process()
     app = Flask(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key,
@@ -85,17 +82,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     for part in (*api, console, console_sessions, console_users, console_pages):
         app.register_blueprint(part.bp)
     app.add_url_rule("/", "home", lambda: redirect("/console/"))
-    register_commands(app, lambda url: create_app(_from_environment(url)))
+    register_commands(app, lambda url: create_app(settings_of_process(url)))
     _note_sightings(app, server)
     _add_security_headers(app)
     return app
-
-
-def _from_environment(embedded_url: str | None = None) -> Settings:
-    try:
-        return configuration.from_environment(embedded_url=embedded_url or os.environ.get("LASTCALL_EMBEDDED_URL"))
-    except configuration.SettingsError as error:
-        sys.exit(f"lastcall: {error}")
 
 
 def prepare_database(settings: Settings) -> str | None:

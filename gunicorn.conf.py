@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
 import signal
-import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -15,12 +13,9 @@ from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.http import errors  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
-from settings import SettingsError, from_environment
+from settings import settings_of_process
 
-try:
-    _settings = from_environment(embedded_url=os.environ.get("LASTCALL_EMBEDDED_URL"))
-except SettingsError as error:
-    sys.exit(f"lastcall: {error}")
+_settings = settings_of_process()
 
 _REFUSALS = {
     errors.ForbiddenProxyRequest: (403, "forbidden"),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,15 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         demo_sessions=_integer(env, "LASTCALL_DEMO_SESSIONS", 0, 0, 10_000_000),
         log_level=_choice(env, "LOG_LEVEL", "info", LOG_LEVELS, any_case=True),
     )
+
+
+def settings_of_process(embedded_url: str | None = None) -> Settings:
+    """From this process's environment, in which `make run` names its embedded server. A wrong value ends the process
+    with one line."""
+    try:
+        return from_environment(embedded_url=embedded_url or os.environ.get("LASTCALL_EMBEDDED_URL"))
+    except SettingsError as error:
+        sys.exit(f"lastcall: {error}")
 
 
 def _check_encoding(env: Mapping[str, str]) -> None:
