@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import signal
 from http import HTTPStatus
@@ -13,16 +12,18 @@ from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.http import errors  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
+from blueprints.problems import CODES
+from lastcall.flask import problem
 from settings import settings_of_process
 
 _settings = settings_of_process()
 
 _REFUSALS = {
-    errors.ForbiddenProxyRequest: (403, "forbidden"),
-    errors.LimitRequestLine: (414, "uri_too_long"),
-    errors.ExpectationFailed: (417, "expectation_failed"),
-    errors.LimitRequestHeaders: (431, "header_too_large"),
-    errors.UnsupportedTransferCoding: (501, "not_implemented"),
+    errors.ForbiddenProxyRequest: 403,
+    errors.LimitRequestLine: 414,
+    errors.ExpectationFailed: 417,
+    errors.LimitRequestHeaders: 431,
+    errors.UnsupportedTransferCoding: 501,
 }
 
 
@@ -36,15 +37,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             super().handle_error(req, client, addr, exc)
             return
         self.log.warning("Refused a request from %s: %s", addr[0] if addr else "a socket", type(exc).__name__)
-        status, code = _REFUSALS.get(type(exc), (400, "bad_request"))
-        title, detail = HTTPStatus(status).phrase, "This is not a request that HTTP/1.1 allows, or it is too large."
-        body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code})
-        head = (
-            f"HTTP/1.1 {status} {title}\r\nConnection: close\r\nCache-Control: no-store\r\n"
-            f"Content-Type: application/problem+json\r\nContent-Length: {len(body) + 1}\r\n\r\n"
-        )
+        status = _REFUSALS.get(type(exc), 400)
+        detail = "This is not a request that HTTP/1.1 allows, or it is too large."
+        refusal = problem(status, CODES[status], detail, {"Connection": "close"})
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{refusal.headers}"
         try:
-            util.write_nonblock(client, f"{head}{body}\n".encode("ascii"))
+            util.write_nonblock(client, head.encode("ascii") + refusal.get_data())
         except OSError:
             self.log.debug("Nobody waits for the refusal.")
 

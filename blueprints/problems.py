@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from http import HTTPStatus
-from typing import Any
 
-from flask import Flask, Response, json, render_template, request
+from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from lastcall.errors import DatabaseAway, LastcallError, Revoked, TokenRejected
+from lastcall.flask import problem as problem
 from lastcall.flask import problem_response
 from models.database_errors import database_errors
 from models.errors import (
@@ -43,7 +43,7 @@ _REASONS_MOST = 1_000
 _reasons: dict[tuple[str, str, str | None], tuple[float, str | None]] = {}
 
 # By number: the phrases, and what Python and Werkzeug call them, change between versions (413, 422).
-_CODE = {
+CODES = {
     400: "bad_request",
     401: "unauthorized",
     403: "forbidden",
@@ -61,24 +61,6 @@ _CODE = {
     501: "not_implemented",
     503: "unavailable",
 }
-
-
-def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
-    """A problem of our own making; `type` is about:blank, so `title` is the status phrase (RFC 9457, section 4.2.1)."""
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        **more,
-    }
-    return Response(
-        json.dumps(body) + "\n",
-        status,
-        {"Cache-Control": "no-store", **(headers or {})},
-        content_type="application/problem+json",
-    )
 
 
 def not_confirmed() -> Response:
@@ -113,7 +95,7 @@ def http_problem(error: HTTPException) -> Response:
         return error.get_response()  # type: ignore[return-value]
     headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
     return problem(
-        status, _CODE.get(status, f"http_{status}"), error.description or HTTPStatus(status).description, headers
+        status, CODES.get(status, f"http_{status}"), error.description or HTTPStatus(status).description, headers
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import wraps
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from flask import Flask, Request, Response, json, request
@@ -179,21 +180,23 @@ def require_role(role: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    """Problem details (RFC 9457); `type` is about:blank, so `title` is the status phrase (section 4.2.1)."""
+    title = HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code, **more}
+    sent = {"Cache-Control": "no-store", **(headers or {})}
+    return Response(json.dumps(body) + "\n", status, sent, content_type="application/problem+json")
+
+
 def problem_response(error: LastcallError, **more: str) -> Response:
-    """Problem details (RFC 9457) of an error of the core, with the challenge of RFC 6750, section 3."""
-    headers = {"Cache-Control": "no-store"}
+    """The problem that an error of the core is, with the challenge of RFC 6750, section 3."""
     if isinstance(error, TokenRejected):
-        status, title = 401, "Unauthorized"
+        why = f'"invalid_token", error_description="{error.code}"'
         if isinstance(error, Missing):
-            headers["WWW-Authenticate"] = 'Bearer realm="lastcall", error="invalid_request"'
-        else:
-            headers["WWW-Authenticate"] = (
-                f'Bearer realm="lastcall", error="invalid_token", error_description="{error.code}"'
-            )
+            why = '"invalid_request"'
+        status, headers = 401, {"WWW-Authenticate": f'Bearer realm="lastcall", error={why}'}
     elif isinstance(error, RoleMissing):
-        status, title = 403, "Forbidden"
+        status, headers = 403, {}
     else:
-        status, title = 503, "Service Unavailable"
-        headers["Retry-After"] = str(getattr(error, "retry_after_s", CutoffsStale.retry_after_s))
-    body = {"type": "about:blank", "title": title, "status": status, "detail": error.detail, "code": error.code, **more}
-    return Response(json.dumps(body) + "\n", status, headers, content_type="application/problem+json")
+        status, headers = 503, {"Retry-After": str(getattr(error, "retry_after_s", CutoffsStale.retry_after_s))}
+    return problem(status, error.code, error.detail, headers, **more)
