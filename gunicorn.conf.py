@@ -12,8 +12,6 @@ from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.http import errors  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
-from blueprints.problems import CODES
-from lastcall.flask import problem
 from settings import settings_of_process
 
 _settings = settings_of_process()
@@ -37,6 +35,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             super().handle_error(req, client, addr, exc)
             return
         self.log.warning("Refused a request from %s: %s", addr[0] if addr else "a socket", type(exc).__name__)
+        # In the worker: what the arbiter has imported, a HUP would bring back as it was.
+        from blueprints.problems import CODES
+        from lastcall.flask import problem
+
         status = _REFUSALS.get(type(exc), 400)
         detail = "This is not a request that HTTP/1.1 allows, or it is too large."
         refusal = problem(status, CODES[status], detail, {"Connection": "close"})

@@ -100,14 +100,15 @@ def init_db() -> None:
 
 
 @click.argument("username", required=False)
+@click.option("--username", "named", help="The same as NAME.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from the first line of standard input.")
-def create_admin(username: str | None, password_stdin: bool) -> None:
+def create_admin(username: str | None, named: str | None, password_stdin: bool) -> None:
     """Make a user with the role admin. Without --password-stdin the password is LASTCALL_ADMIN_PASSWORD; where that is
     not set either, one is invented and shown once."""
     settings = server().settings
     given = sys.stdin.readline().rstrip("\n") if password_stdin else settings.admin_password
     password = given if given is not None else passwords.invent_password()
-    new = NewUser(username=username or settings.admin_username, password=password, roles=[ADMIN])
+    new = NewUser(username=username or named or settings.admin_username, password=password, roles=[ADMIN])
     made = users.create_user(new.username, new.password, new.roles)
     click.echo(
         f"{made.username} is an admin." + ("" if given is not None else f" Password, shown only once: {password}")

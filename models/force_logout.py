@@ -238,7 +238,7 @@ def _piece_by_piece(end: Callable[[int], tuple[bool, Receipt]]) -> Receipt:
 def preview(wanted: SessionFilter, caller_session: str | None) -> Preview:
     """What ending the sessions that match would hit. Of very many sessions and their users, an estimate."""
     wanted = replace(wanted, state="active")
-    is_here = LoginSession.id == UUID(caller_session) if is_uuid(caller_session or "") else false()
+    is_here = LoginSession.id == UUID(caller_session) if is_uuid(caller_session) else false()
     is_admin: ColumnElement[bool] = LoginSession.roles.contains(["admin"])
     users = func.count(LoginSession.user_id.distinct())
     with transaction() as session:
