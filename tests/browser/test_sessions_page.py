@@ -83,6 +83,16 @@ def test_cancel_and_escape_do_nothing(sign_in: SignIn, make_person: MakePerson, 
     assert is_in(gunicorn, alice)
 
 
+def test_a_slow_answer_never_comes_into_another_persons_dialog(sign_in: SignIn, make_person: MakePerson) -> None:
+    alice, bob = make_person("alice"), make_person("bob")
+    page = sign_in()
+    page.route(f"**/{alice['user_id']}/logout", lambda route: None)  # never answered
+    page.locator(f"#logout-{alice['session_id']}").click()
+    with page.expect_event("requestfailed", lambda request: alice["user_id"] in request.url, timeout=5000):
+        page.locator(f"#logout-{bob['session_id']}").click()
+    expect(page.get_by_role("dialog", name="Force logout bob?")).to_be_visible()
+
+
 def test_log_out_all_needs_the_phrase_and_keeps_me(
     sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
 ) -> None:
