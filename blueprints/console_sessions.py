@@ -17,7 +17,7 @@ from blueprints.words import count, in_force
 from lastcall.flask import current_claims
 from models import force_logout
 from models.confirmation import Confirmation
-from models.errors import BadRequest
+from models.errors import BadRequest, NotFound
 from models.force_logout import Receipt
 from models.session_filter import SessionFilter
 from models.session_list import STATES, list_sessions
@@ -72,6 +72,16 @@ def ask_force_logout(user_id: UUID) -> ResponseReturnValue:
 def end_user(user_id: UUID) -> ResponseReturnValue:
     receipt = force_logout.revoke_user(user_id, actor(current_claims, reason_given()))
     return _receipt_fragment(receipt)
+
+
+@bp.get("/sessions/<uuid:user_id>/<uuid:session_id>/end")
+@signed_in
+def ask_end_one(user_id: UUID, session_id: UUID) -> ResponseReturnValue:
+    """Names the person: rows move, so the second click of a double one may be on somebody else's button."""
+    wanted = SessionFilter(user_id=str(user_id), session_id=str(session_id), state="all")
+    for item in list_sessions(wanted, limit=1).items:
+        return render_template("_end_session_dialog.html", item=item, here=current_claims.sid)
+    raise NotFound("This session is no more: its row will go as well.")
 
 
 @bp.post("/sessions/<uuid:user_id>/<uuid:session_id>/end")

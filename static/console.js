@@ -20,7 +20,7 @@ const served = new WeakMap();
 const remember = (element) => served.set(element, element.innerHTML);
 document.querySelectorAll("[data-part], [data-rows] > *").forEach(remember);
 
-// An element whose own request is under way must stay, or htmx drops the answer: the receipt of «End session».
+// An element whose own request is under way must stay, or htmx drops the answer: the dialog that was asked for.
 const isBusy = (element) => element.matches(".htmx-request") || element.querySelector(".htmx-request") !== null;
 
 // Whether the table asked by itself: who has changed the filter or the page knows why other rows are there.

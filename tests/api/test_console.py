@@ -253,6 +253,15 @@ def test_whoever_ends_all_but_his_own_session_stays(browser: FlaskClient, alice:
     assert is_in(browser)
 
 
+def test_the_dialog_of_one_session_names_it_and_warns_whose_own_it_is(
+    browser: FlaskClient, root: Actor, alice: Actor
+) -> None:
+    hers = browser.get(f"/console/sessions/{alice.user_id}/{alice.session_id}/end").text
+    assert "End this session of alice?" in hers and "127.0.0.1" in hers and "your own" not in hers
+    assert "your own" in browser.get(f"/console/sessions/{root.user_id}/{console_session(root)}/end").text
+    assert browser.get(f"/console/sessions/{root.user_id}/{alice.session_id}/end").status_code == 404
+
+
 def test_a_bad_filter_is_an_error_that_names_the_field(browser: FlaskClient) -> None:
     response = browser.get("/console/?ip=nowhere", headers={"Accept": "text/html"})
     assert response.status_code == 400 and "ip:" in response.text and response.mimetype == "text/html"

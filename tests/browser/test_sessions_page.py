@@ -55,13 +55,17 @@ def test_a_force_logout_shows_whom_it_hits_and_that_it_is_in_force(
     expect(page.get_by_role("row").filter(has_text="alice")).to_contain_text("Lost laptop")
 
 
-def test_ending_a_session_leaves_the_others_of_the_user(
+def test_a_session_is_ended_by_a_dialog_that_names_it_and_the_others_of_the_user_go_on(
     sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
 ) -> None:
     first = make_person("alice")
     second = gunicorn.sign_in("alice", PASSWORD)
     page = sign_in()
-    page.locator(f"#end-{first['session_id']}").click()
+    page.locator(f"#end-{first['session_id']}").dblclick()
+    dialog = page.get_by_role("dialog", name="End this session of alice?")
+    expect(dialog).to_contain_text("127.0.0.1")
+    assert is_in(gunicorn, first)
+    dialog.get_by_role("button", name="End session").click()
     expect(page.get_by_role("status")).to_have_text(RECEIPT)
     assert not is_in(gunicorn, first)
     assert is_in(gunicorn, second)
