@@ -114,6 +114,7 @@ def enable(user_id: UUID) -> ResponseReturnValue:
 @bp.post("/<uuid:user_id>/delete")
 @signed_in
 def delete(user_id: UUID) -> ResponseReturnValue:
+    prove_again()
     name = users.get_user(user_id).username
     return _done(users.delete_user(user_id, actor(current_claims, reason_given())), f"{name} was deleted.")
 

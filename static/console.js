@@ -105,6 +105,10 @@ document.addEventListener("htmx:afterSettle", (event) => {
     check();
   }
 });
+// Whoever holds Enter, or clicks twice, means the button that opened the dialog, not the one in it.
+document.addEventListener("keydown", (event) => event.repeat && event.key === "Enter" && event.preventDefault(), true);
+const isSecondClick = (event) => event.detail > 1 && event.target.closest("dialog [type=submit]");
+document.addEventListener("click", (event) => isSecondClick(event) && event.preventDefault(), true);
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
 });

@@ -194,12 +194,17 @@ def test_what_cannot_be_undone_asks_for_the_password_again(browser: FlaskClient,
             ("/console/shown/logout", {"user": "alice"}),
             (f"/console/users/{alice.user_id}/roles", {"roles": "admin"}),
             (f"/console/users/{alice.user_id}/password", {"password": "another password"}),
+            (f"/console/users/{alice.user_id}/delete", {}),
             ("/console/users", {"username": "mallory", "password": PASSWORD, "roles": "admin"}),
         ):
             response = browser.post(path, data={**form, **password})
             assert (response.status_code, response.json["code"]) == (401, "wrong_credentials"), path
     assert alice.is_in()
-    for dialog in ("/console/everyone/logout", "/console/shown/logout?user=alice"):
+    for dialog in (
+        "/console/everyone/logout",
+        "/console/shown/logout?user=alice",
+        *(f"/console/users/{alice.user_id}/{change}" for change in ("roles", "password", "delete")),
+    ):
         assert 'name="your_password"' in browser.get(dialog).text
     assert browser.post("/console/everyone/logout", data={**PHRASE, "your_password": PASSWORD}).status_code == 200
     assert not alice.is_in()

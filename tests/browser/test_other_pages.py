@@ -74,6 +74,28 @@ def test_users_are_created_changed_and_deleted(sign_in: SignIn, gunicorn: Gunico
     expect(row).to_have_count(0)
 
 
+def test_neither_a_held_enter_nor_a_second_click_answers_the_dialog_that_it_opened(
+    sign_in: SignIn, make_person: MakePerson
+) -> None:
+    make_person("carol")
+    page = sign_in()
+    go_to(page, "Users")
+    page.get_by_role("row").filter(has_text="carol").get_by_role("button", name="Delete").focus()
+    page.keyboard.down("Enter")
+    dialog = page.get_by_role("dialog", name="Delete carol?")
+    expect(dialog.get_by_label("Reason")).to_be_focused()
+    changes: list[str] = []
+    page.on("request", lambda request: changes.append(request.url) if request.method == "POST" else None)
+    page.keyboard.down("Enter")  # again without an up: a repeat
+    dialog.get_by_role("button", name="Delete").hover()
+    page.mouse.down(click_count=2)
+    page.mouse.up(click_count=2)
+    page.keyboard.up("Enter")
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(dialog).to_have_count(0)
+    assert changes == []
+
+
 def test_the_last_admin_is_told_why_he_cannot_be_deleted(sign_in: SignIn) -> None:
     page = sign_in()
     go_to(page, "Users")
