@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from flask import Blueprint, Response, flash, make_response, render_template, request, session, url_for
@@ -13,7 +16,7 @@ from blueprints.operation import query_given, read_form
 from blueprints.server import actor, server, session_to_keep
 from blueprints.sessions import session_filter
 from blueprints.shapes import Because, SessionQuery
-from blueprints.words import count, in_force
+from blueprints.words import count, in_force, moment
 from lastcall.flask import current_claims
 from models import force_logout
 from models.confirmation import Confirmation
@@ -47,7 +50,7 @@ def sessions_context() -> dict[str, Any]:
     """What the page and its table show."""
     query = read_form(SessionQuery, query_given())
     found = list_sessions(session_filter(query, query.state), sort=query.sort, limit=query.limit, cursor=query.cursor)
-    kept = query_given(but="cursor")
+    kept = query_given("cursor")
     return {
         "query": query,
         "found": found,
@@ -56,6 +59,8 @@ def sessions_context() -> dict[str, Any]:
         "first_page": kept,
         "next_page": {**kept, "cursor": found.next} if found.next else None,
         "is_narrowed": session_filter(query) != SessionFilter(),
+        "unseen": [part for part in _parts(query) if part.name in _WITHOUT_FIELD],
+        "query_but": partial(query_given, "cursor"),
     }
 
 
@@ -116,13 +121,11 @@ def end_all() -> ResponseReturnValue:
 def ask_end_shown() -> ResponseReturnValue:
     query = _shown()
     would = force_logout.preview(session_filter(query), current_claims.sid)
-    asked, needs_proof = query.model_dump(exclude_none=True), not proof_is_fresh()
     return render_template(
         "_end_shown_dialog.html",
         would=would,
-        query=query,
-        asked=asked,
-        needs_proof=needs_proof,
+        asked=_parts(query),
+        needs_proof=not proof_is_fresh(),
         most_at_once=force_logout.AT_ONCE,
     )
 
@@ -168,4 +171,28 @@ def _shown() -> SessionQuery:
     return query
 
 
+class Part(NamedTuple):
+    """One part of the filter: the field's name, what is sent, and what people read."""
+
+    name: str
+    value: str
+    text: str
+
+
+def _parts(query: SessionQuery) -> list[Part]:
+    given = query.model_dump(mode="json", include=set(_FILTERS), exclude_none=True)
+    return [Part(name, given[name], _as_read(query, name)) for name in _FILTERS if name in given]
+
+
+def _as_read(query: SessionQuery, name: str) -> str:
+    value = getattr(query, name)
+    if isinstance(value, datetime):
+        return moment(value)
+    if name == "user":
+        with suppress(ValueError, NotFound):  # a name, or the id of nobody: as it was given
+            return force_logout.name_of(UUID(value))
+    return str(value)
+
+
 _FILTERS = ("user", "q", "role", "client", "ip", "since", "until")
+_WITHOUT_FIELD = ("user", "since", "until")

@@ -36,7 +36,7 @@ def table() -> ResponseReturnValue:
 def users_context() -> dict[str, Any]:
     query = read_form(UserQuery, query_given())
     found, cursor = users.list_users(q=query.q, role=query.role, limit=query.limit, cursor=query.cursor)
-    kept = query_given(but="cursor")
+    kept = query_given("cursor")
     return {
         "query": query,
         "found": found,

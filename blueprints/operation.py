@@ -147,9 +147,9 @@ def field_errors(error: ValidationError) -> list[dict[str, str]]:
     ]
 
 
-def query_given(*, but: str = "") -> dict[str, Any]:
+def query_given(*but: str) -> dict[str, Any]:
     """What a page's query says, without the fields that were left empty and without `but`."""
-    return {name: value for name, value in request.args.items() if value and name != but}
+    return {name: value for name, value in request.args.items() if value and name not in but}
 
 
 def read_form(shape: type[Shape], given: Mapping[str, Any]) -> Shape:

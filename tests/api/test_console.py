@@ -267,6 +267,24 @@ def test_the_dialog_of_one_session_names_it_and_warns_whose_own_it_is(
     assert browser.get(f"/console/sessions/{root.user_id}/{alice.session_id}/end").status_code == 404
 
 
+@pytest.mark.parametrize("state", ["active", "ended", "all"])
+def test_every_part_of_the_filter_is_shown_with_a_way_out(browser: FlaskClient, alice: Actor, state: str) -> None:
+    given = f"q=nobody&since=2026-01-02T03:04:05.678901Z&until=2999-01-01T00:00:00Z&state={state}"
+    page = html.unescape(browser.get(f"/console/?user={alice.user_id}&{given}").text)
+    assert "No session fits the filter." in page and "Clear the filter" in page
+    assert "only <bdi>alice</bdi>" in page and "since <bdi>2026-01-02 03:04:05 UTC</bdi>" in page
+    for name, value in (
+        ("user", alice.user_id),
+        ("since", "2026-01-02T03:04:05.678901Z"),
+        ("until", "2999-01-01T00:00:00Z"),
+    ):
+        assert f'<input type="hidden" name="{name}" value="{value}">' in page
+    ways_out = [re.findall(r"[?&](\w+)=", link) for link in re.findall(r'href="(/console/\?[^"]*)"', page)]
+    every = ["user", "q", "since", "until", "state"]
+    assert [sorted({*every} - {*kept}) for kept in ways_out] == [["user"], ["since"], ["until"]]
+    assert "Clear the filter" not in browser.get(f"/console/?state={state}").text
+
+
 def test_a_bad_filter_is_an_error_that_names_the_field(browser: FlaskClient) -> None:
     response = browser.get("/console/?ip=nowhere", headers={"Accept": "text/html"})
     assert response.status_code == 400 and "ip:" in response.text and response.mimetype == "text/html"

@@ -226,6 +226,29 @@ def test_only_what_the_filter_found_is_ended(sign_in: SignIn, make_person: MakeP
     assert is_in(gunicorn, bob)
 
 
+def test_what_a_link_has_narrowed_stays_so_when_the_table_looks_again(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn, psql: psycopg.Connection
+) -> None:
+    alice = make_person("alice")
+    page = sign_in()
+    until = psql.execute("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')").fetchone()[0]
+    bob = make_person("bob")
+    page.goto(f"/console/?user={alice['user_id']}")
+    expect(page.get_by_role("link", name="only alice")).to_be_visible()
+    page.goto(f"/console/?until={until}")
+    with page.expect_response(lambda response: "/console/sessions?" in response.url):
+        page.evaluate("htmx.trigger('#sessions', 'lastcall:changed')")
+    expect(row_of(page, "alice")).to_have_count(1)
+    expect(row_of(page, "bob")).to_have_count(0)
+    page.get_by_role("button", name="End the sessions found").click()
+    page.get_by_role("dialog").get_by_role("button", name="End sessions").click()
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    assert not is_in(gunicorn, alice)
+    assert is_in(gunicorn, bob)
+    page.get_by_role("link", name="until").click()
+    expect(row_of(page, "bob")).to_have_count(1)
+
+
 def test_a_force_logout_works_with_the_keyboard_alone(
     sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
 ) -> None:
