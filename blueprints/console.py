@@ -174,6 +174,9 @@ def _who_is_behind_the_cookie(_: str) -> Admin | None:
     try:
         claims = _checked_claims()
     except (CutoffsStale, DatabaseAway):
+        if g.get("console_is_blind"):  # the page that tells of it asks as well, for its header
+            return None
+        g.console_is_blind = True
         raise
     except LastcallError as error:
         g.console_session_over = error

@@ -10,6 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from lastcall.errors import CutoffsStale, DatabaseAway, LastcallError
 from models import force_logout, throttle
 from models import user as users
 from settings import from_environment
@@ -290,6 +291,22 @@ def test_a_bad_filter_is_an_error_that_names_the_field(browser: FlaskClient) -> 
     assert response.status_code == 400 and "ip:" in response.text and response.mimetype == "text/html"
     response = browser.get("/console/sessions?limit=ten", headers={"HX-Request": "true"})
     assert response.status_code == 400 and response.json["code"] == "bad_request"
+
+
+@pytest.mark.parametrize("error", [CutoffsStale, DatabaseAway])
+def test_a_page_says_so_while_nobody_can_know_who_is_signed_in(
+    app: Flask, browser: FlaskClient, monkeypatch: pytest.MonkeyPatch, error: type[LastcallError]
+) -> None:
+    def check(raw: str) -> None:
+        raise error
+
+    with monkeypatch.context() as away:
+        away.setattr(app.extensions["lastcall_server"].lastcall.guard, "check", check)
+        for path in ("/console/", "/console/users", "/console/history", "/console/workers", "/console/login"):
+            response = browser.get(path, headers={"Accept": "text/html"})
+            assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0, path
+            assert response.mimetype == "text/html" and "try again shortly" in response.text, path
+    assert is_in(browser), "the cookie is kept"
 
 
 def test_guessing_is_throttled_at_the_door_as_well(client: FlaskClient, root: Actor) -> None:
