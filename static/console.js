@@ -173,6 +173,7 @@ const isChange = (detail) => detail.requestConfig.verb !== "get";
 const leadsAway = (detail) => detail.xhr.getResponseHeader("HX-Redirect") !== null;
 document.addEventListener("htmx:beforeSend", ({ detail }) => {
   if (!isChange(detail)) return;
+  status.replaceChildren(); // an older receipt is none for this
   changes.set(detail.xhr, Date.now() + detail.requestConfig.timeout);
   detail.xhr.addEventListener("loadend", () => leadsAway(detail) || changes.delete(detail.xhr));
 });

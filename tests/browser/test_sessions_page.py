@@ -226,6 +226,26 @@ def test_only_what_the_filter_found_is_ended(sign_in: SignIn, make_person: MakeP
     assert is_in(gunicorn, bob)
 
 
+def test_the_receipt_is_seen_wherever_one_is_on_the_page_and_goes_when_the_next_is_asked_for(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
+) -> None:
+    make_person("alice")
+    for _ in range(10):
+        gunicorn.sign_in("admin", PASSWORD)
+    page = sign_in(viewport={"width": 1280, "height": 400})
+    button, status = page.locator("[id^=end-]").last, page.get_by_role("status")
+    button.click()
+    dialog = page.get_by_role("dialog", name="End this session of alice?")
+    dialog.get_by_role("button", name="End session").click()
+    expect(status).to_have_text(RECEIPT)
+    expect(status).to_be_in_viewport(ratio=1)
+    assert page.evaluate("scrollY") > 0
+    button.click()
+    page.route("**/end", lambda route: None)  # never answered
+    page.get_by_role("dialog").get_by_role("button", name="End session").click()
+    expect(status).to_be_empty()
+
+
 def test_what_a_link_has_narrowed_stays_so_when_the_table_looks_again(
     sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn, psql: psycopg.Connection
 ) -> None:
