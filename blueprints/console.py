@@ -19,7 +19,7 @@ from flask_login import LoginManager, UserMixin, current_user, login_user, logou
 from pydantic import ValidationError
 
 from blueprints import words
-from blueprints.events import event_stream
+from blueprints.events import BEAT, event_stream
 from blueprints.problems import problem, public_reason_of
 from blueprints.receipts import wait_until_in_force
 from blueprints.server import actor, client_of_request, server
@@ -138,7 +138,7 @@ def leave() -> ResponseReturnValue:
 def events() -> Response:
     """The tab's stream. It ends with the token; the browser comes back, and is given a fresh one or the door."""
     raw, guard = session["access_token"], server().lastcall.guard
-    return event_stream(lambda: guard.check(raw))
+    return event_stream(lambda: guard.check(raw), BEAT)
 
 
 def keep_tokens(tokens: Tokens) -> None:

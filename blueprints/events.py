@@ -22,7 +22,10 @@ bp = Blueprint("events", __name__, url_prefix=API + "/admin")
 
 CHECK_EVERY_S = 1.0
 BEAT_EVERY_S = 5.0
-"""A comment at least so often: the only way to notice that nobody is listening any more (seconds)."""
+"""A beat at least so often: the only way to notice that nobody is listening any more (seconds)."""
+COMMENT = ": still here\n\n"
+BEAT = "event: beat\ndata: {}\n\n"
+"""For who has to notice as well that nobody is speaking any more: no browser shows a script the comments."""
 
 
 @bp.get("/events")
@@ -33,7 +36,7 @@ def events() -> Response:
     return event_stream(lambda: guard.check(raw))
 
 
-def event_stream(check: Callable[[], object]) -> Response:
+def event_stream(check: Callable[[], object], beat: str = COMMENT) -> Response:
     """A stream of events that ends as soon as `check` raises: it is called every second and at each revocation."""
     changes = server().changes
     if not changes.open_stream(server().settings.streams_per_worker):
@@ -44,7 +47,7 @@ def event_stream(check: Callable[[], object]) -> Response:
             {"Retry-After": "5"},
         )
     response = Response(
-        _events(changes, check),
+        _events(changes, check, beat),
         content_type="text/event-stream; charset=utf-8",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -52,7 +55,7 @@ def event_stream(check: Callable[[], object]) -> Response:
     return response
 
 
-def _events(changes: Changes, check: Callable[[], object]) -> Iterator[str]:
+def _events(changes: Changes, check: Callable[[], object], beat: str) -> Iterator[str]:
     known = changes.numbers()
     yield "retry: 2000\n\n"
     beat_ns = boottime_ns()
@@ -68,5 +71,5 @@ def _events(changes: Changes, check: Callable[[], object]) -> Iterator[str]:
             beat_ns = boottime_ns()
             yield (
                 "".join(f"event: {topic}\ndata: {json.dumps({'number': numbers[topic]})}\n\n" for topic in risen)
-                or ": still here\n\n"
+                or beat
             )

@@ -66,7 +66,7 @@ function takeOver(old, fresh) {
 
 const later = () => {
   tags.clear();
-  setTimeout(() => look(["sessions", "revocation", "workers"]), 300);
+  setTimeout(() => look(TOPICS), 300);
 };
 
 // Nobody may store what shows sessions, so the browser itself would not ask whether a table has changed.
@@ -114,7 +114,7 @@ document.addEventListener("click", (event) => {
 });
 document.addEventListener("lastcall:done", () => {
   document.querySelector("dialog[open]")?.close();
-  look(["sessions", "revocation", "workers"]);
+  look(TOPICS);
 });
 
 // Errors: what happened, why, what to do next; the server's words.
@@ -146,7 +146,9 @@ function toast(text) {
 // Live: one stream a visible tab. It only says that something has changed; the tables then ask for themselves.
 const status = document.querySelector("[data-events]");
 const badge = document.querySelector("[data-live-badge]");
+const TOPICS = ["sessions", "revocation", "workers"];
 let stream = null;
+let silence = 0;
 let polling = 0;
 let waiting = new Set();
 
@@ -191,21 +193,24 @@ function show(text, kind) {
 
 function poll(on) {
   clearInterval(polling);
-  polling = on ? setInterval(() => look(["sessions", "revocation", "workers"]), 5000) : 0;
+  polling = on ? setInterval(() => look(TOPICS), 5000) : 0;
 }
 
 function connect() {
   if (!status || stream || document.hidden) return;
   stream = new EventSource(status.dataset.events);
+  hear();
   stream.onopen = () => {
+    hear();
     show("Live", "success");
     poll(false);
-    look(["sessions", "revocation", "workers"]);
+    look(TOPICS);
   };
-  for (const topic of ["sessions", "revocation", "workers"]) stream.addEventListener(topic, () => look([topic]));
+  for (const topic of TOPICS) stream.addEventListener(topic, () => look([topic]));
+  for (const kind of ["beat", ...TOPICS]) stream.addEventListener(kind, hear);
   stream.onerror = () => {
     // Refused (signed out, or no place is free) or cut: look by polling, and try for a stream again.
-    show(stream.readyState === EventSource.CLOSED ? "Every 5 s" : "Reconnecting", "warning");
+    show(stream.readyState === EventSource.CLOSED ? "Polling every 5 s" : "Reconnecting", "warning");
     if (!polling) poll(true);
     look(["sessions"]);
     if (stream.readyState === EventSource.CLOSED) {
@@ -215,7 +220,19 @@ function connect() {
   };
 }
 
+// A worker that was stopped and a frozen connection end no stream: that it lives, only its beat shows, every 5 s.
+function hear() {
+  clearTimeout(silence);
+  silence = setTimeout(() => {
+    disconnect();
+    show("Reconnecting", "warning");
+    if (!polling) poll(true);
+    connect();
+  }, 12000);
+}
+
 function disconnect() {
+  clearTimeout(silence);
   stream?.close();
   stream = null;
 }

@@ -309,6 +309,17 @@ def test_a_page_says_so_while_nobody_can_know_who_is_signed_in(
     assert is_in(browser), "the cookie is kept"
 
 
+def test_the_stream_of_a_tab_beats_so_that_scripts_can_hear_it(
+    browser: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blueprints.events.CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr("blueprints.events.BEAT_EVERY_S", 0.0)
+    stream = browser.get("/console/events")
+    parts = stream.iter_encoded()
+    assert [next(parts), next(parts)] == [b"retry: 2000\n\n", b"event: beat\ndata: {}\n\n"]
+    stream.close()
+
+
 def test_guessing_is_throttled_at_the_door_as_well(client: FlaskClient, root: Actor) -> None:
     statuses = [enter(client, "wrong password").status_code for _ in range(throttle.FAILURES_ALLOWED)]
     assert statuses == [401] * (throttle.FAILURES_ALLOWED - 1) + [429]

@@ -46,6 +46,14 @@ def wait_for(stream: Iterator[str], *topics: str) -> None:
     raise AssertionError(f"nothing was heard of {missing}")
 
 
+def test_a_program_is_sent_no_events_but_the_topics(
+    root: Actor, open_stream: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blueprints.events.CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr("blueprints.events.BEAT_EVERY_S", 0.0)
+    assert next(open_stream(root)) == ": still here\n\n"
+
+
 def test_a_revocation_is_told_at_once(root: Actor, alice: Actor, open_stream: Open) -> None:
     stream = open_stream(root)
     receipt(root.delete(f"/admin/sessions/{alice.user_id}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,29 @@ def test_the_workers_page_shows_every_worker_live(sign_in: SignIn) -> None:
     go_to(page, "Workers")
     expect(page.get_by_text("2 of 2 live")).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="answers this page")).to_have_count(1)
+
+
+def test_a_stream_that_has_fallen_silent_is_not_called_live(sign_in: SignIn, gunicorn: Gunicorn) -> None:
+    page = sign_in()
+    page.clock.install()
+    page.reload()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    page.evaluate("kept = stream")
+    for _ in range(2):
+        page.clock.fast_forward(8000)
+        page.evaluate("stream.dispatchEvent(new Event('beat'))")
+    assert page.evaluate("kept === stream"), "what beats is kept"
+    pids = [line.worker_pid() for line in gunicorn.lines()]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        page.clock.fast_forward(12_000)
+        expect(page.get_by_text("Reconnecting", exact=True)).to_be_visible()
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    assert page.evaluate("kept !== stream")
 
 
 def test_what_others_wrote_is_shown_as_text(sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn) -> None:
