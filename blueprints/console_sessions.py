@@ -40,10 +40,17 @@ def page() -> ResponseReturnValue:
 @signed_in
 def table() -> ResponseReturnValue:
     """The table alone. The address bar follows the filter, so that a reload and a shared link show the same."""
-    response = make_response(render_template("_sessions_table.html", **sessions_context()))
+    response = unless_known(render_template("_sessions_table.html", **sessions_context()))
     response.headers["HX-Replace-Url"] = url_for("console_sessions.page", **query_given())
-    response.add_etag()  # so that a look is answered by 304 while nothing changes: static/console.js
-    return response.make_conditional(request)
+    return response
+
+
+def unless_known(fragment: str) -> Response:
+    """A look is answered by 304 while nothing changes: static/console.js."""
+    response = make_response(fragment)
+    response.add_etag()
+    response.make_conditional(request)
+    return response
 
 
 def sessions_context() -> dict[str, Any]:

@@ -206,8 +206,12 @@ function connect() {
     poll(false);
     look(TOPICS);
   };
-  for (const topic of TOPICS) stream.addEventListener(topic, () => look([topic]));
-  for (const kind of ["beat", ...TOPICS]) stream.addEventListener(kind, hear);
+  for (const topic of ["beat", ...TOPICS]) {
+    stream.addEventListener(topic, () => {
+      hear();
+      look([topic]); // of a new user or role no topic tells: that table looks at each beat
+    });
+  }
   stream.onerror = () => {
     // Refused (signed out, or no place is free) or cut: look by polling, and try for a stream again.
     show(stream.readyState === EventSource.CLOSED ? "Polling every 5 s" : "Reconnecting", "warning");

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
@@ -95,6 +96,17 @@ def test_neither_a_held_enter_nor_a_second_click_answers_the_dialog_that_it_open
     dialog.get_by_role("button", name="Cancel").click()
     expect(dialog).to_have_count(0)
     assert changes == []
+
+
+def test_what_another_admin_changes_is_seen_at_the_next_beat(sign_in: SignIn, psql: psycopg.Connection) -> None:
+    page = sign_in()
+    go_to(page, "Users")
+    page.evaluate("kept = stream; disconnect()")  # or the admin's own sign-in would tell of it
+    while page.evaluate("waiting.size > 0 || document.querySelector('.htmx-request') !== null"):
+        pass
+    psql.execute("INSERT INTO users (username, password_hash) VALUES ('carol', '')")
+    page.evaluate("kept.dispatchEvent(new Event('beat'))")
+    expect(page.get_by_role("row").filter(has_text="carol")).to_be_visible()
 
 
 def test_the_last_admin_is_told_why_he_cannot_be_deleted(sign_in: SignIn) -> None:
