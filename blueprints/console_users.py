@@ -75,6 +75,7 @@ def ask_change(user_id: UUID, change: str) -> ResponseReturnValue:
         "_change_user_dialog.html",
         user=users.get_user(user_id),
         change=change,
+        is_you=str(user_id) == current_claims.sub,
         needs_proof=not proof_is_fresh(),
         revokes=server().settings.revoke_on_role_removal,
     )
