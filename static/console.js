@@ -118,22 +118,25 @@ document.addEventListener("lastcall:done", () => {
 });
 
 // Errors: what happened, why, what to do next; the server's words.
-document.addEventListener("htmx:responseError", (event) => {
-  let detail = "";
+document.addEventListener("htmx:responseError", ({ detail }) => {
+  let text = "";
   try {
-    detail = JSON.parse(event.detail.xhr.responseText).detail;
+    text = JSON.parse(detail.xhr.responseText).detail;
   } catch {
-    detail = `The server answered ${event.detail.xhr.status}. Try again.`;
+    text = `The server answered ${detail.xhr.status}. Try again.`;
   }
-  toast(detail);
+  fail(detail, text);
 });
-document.addEventListener("htmx:sendError", () => toast("The server can't be reached. Nothing is known to have changed."));
-document.addEventListener("htmx:timeout", () =>
-  toast("No answer until now. It may be done all the same: look at the history before you try again."),
+document.addEventListener("htmx:sendError", ({ detail }) =>
+  fail(detail, "The server can't be reached. Nothing is known to have changed."),
+);
+document.addEventListener("htmx:timeout", ({ detail }) =>
+  fail(detail, "No answer until now. It may be done all the same: look at the history before you try again."),
 );
 
-function toast(text) {
-  const place = document.querySelector("dialog[open] form") ?? document.getElementById("toasts");
+// In the dialog only what the dialog itself asked for: a table behind it may look, and fail, meanwhile.
+function fail({ elt }, text) {
+  const place = elt.closest("dialog")?.querySelector("form") ?? document.getElementById("toasts");
   place.querySelector(".mistake")?.remove();
   const alert = document.createElement("div");
   alert.className = "mistake alert alert-danger shadow mb-0";

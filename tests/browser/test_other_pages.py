@@ -147,6 +147,17 @@ def test_a_stream_that_has_fallen_silent_is_not_called_live(sign_in: SignIn, gun
     assert page.evaluate("kept !== stream")
 
 
+def test_a_table_that_fails_behind_a_dialog_does_not_speak_for_it(sign_in: SignIn) -> None:
+    page = sign_in()
+    page.get_by_role("button", name="Log out all users").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    page.route("**/console/sessions?*", lambda route: route.fulfill(status=503, json={"detail": "away"}))
+    page.evaluate("htmx.trigger('#sessions', 'lastcall:changed')")
+    expect(page.locator("#toasts")).to_have_text("away")
+    expect(dialog).not_to_contain_text("away")
+
+
 def test_what_others_wrote_is_shown_as_text(sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn) -> None:
     name = "<script>alert(1)</script>\u202eevil"
     make_person(name)
