@@ -134,8 +134,20 @@ document.addEventListener("htmx:timeout", ({ detail }) =>
   fail(detail, "No answer until now. It may be done all the same: look at the history before you try again."),
 );
 
+// A table that can't be had is not called fresh: it shows what was so when it was last answered.
+const clock = () => new Date().toISOString().slice(11, 19);
+const opened = clock();
+const answered = new WeakMap();
+const isTable = (element) => element.matches("[data-live]");
+document.addEventListener("htmx:afterRequest", ({ detail: { successful, target } }) => {
+  if (!successful || !isTable(target)) return;
+  answered.set(target, clock());
+  delete target.dataset.stale;
+});
+
 // In the dialog only what the dialog itself asked for: a table behind it may look, and fail, meanwhile.
-function fail({ elt }, text) {
+function fail({ elt, target }, text) {
+  if (isTable(target)) target.dataset.stale ??= `As of ${answered.get(target) ?? opened} UTC`;
   const place = elt.closest("dialog")?.querySelector("form") ?? document.getElementById("toasts");
   place.querySelector(".mistake")?.remove();
   const alert = document.createElement("div");

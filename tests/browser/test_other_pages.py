@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -156,6 +157,20 @@ def test_a_table_that_fails_behind_a_dialog_does_not_speak_for_it(sign_in: SignI
     page.evaluate("htmx.trigger('#sessions', 'lastcall:changed')")
     expect(page.locator("#toasts")).to_have_text("away")
     expect(dialog).not_to_contain_text("away")
+
+
+def test_a_table_that_is_not_answered_says_as_of_when_it_is(sign_in: SignIn) -> None:
+    page = sign_in()
+    go_to(page, "Workers")
+    stale = page.locator("#workers[data-stale]")
+    expect(stale).to_have_count(0)
+    page.route("**/workers/table", lambda route: route.fulfill(status=503, json={"detail": "away"}))
+    page.evaluate("htmx.trigger('#workers', 'lastcall:changed')")
+    expect(stale).to_have_attribute("data-stale", re.compile(r"As of \d\d:\d\d:\d\d UTC"))
+    assert page.evaluate("getComputedStyle(document.querySelector('#workers'), '::before').content") != "none"
+    page.unroute_all()
+    page.evaluate("htmx.trigger('#workers', 'lastcall:changed')")
+    expect(stale).to_have_count(0)
 
 
 def test_what_others_wrote_is_shown_as_text(sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn) -> None:
