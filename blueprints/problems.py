@@ -85,7 +85,8 @@ def known_problem(error: LastcallError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="lastcall", error="invalid_grant"'
     if isinstance(error, Throttled):
         headers["Retry-After"] = str(error.retry_after_s)
-    return problem(status, error.code, error.detail, headers)
+    fields = {"errors": error.errors} if hasattr(error, "errors") else {}
+    return problem(status, error.code, error.detail, headers, **fields)
 
 
 def http_problem(error: HTTPException) -> Response:

@@ -119,13 +119,14 @@ document.addEventListener("lastcall:done", () => {
 
 // Errors: what happened, why, what to do next; the server's words.
 document.addEventListener("htmx:responseError", ({ detail }) => {
-  let text = "";
+  let problem = {};
   try {
-    text = JSON.parse(detail.xhr.responseText).detail;
+    problem = JSON.parse(detail.xhr.responseText);
   } catch {
-    text = `The server answered ${detail.xhr.status}. Try again.`;
+    problem.detail = `The server answered ${detail.xhr.status}. Try again.`;
   }
-  fail(detail, text);
+  if (isTable(detail.target) && problem.errors && sayAtTheFilter(problem.errors)) markAsOld(detail.target);
+  else fail(detail, problem.detail);
 });
 document.addEventListener("htmx:sendError", ({ detail }) =>
   fail(detail, "The server can't be reached. Nothing is known to have changed."),
@@ -139,15 +140,30 @@ const clock = () => new Date().toISOString().slice(11, 19);
 const opened = clock();
 const answered = new WeakMap();
 const isTable = (element) => element.matches("[data-live]");
+const markAsOld = (table) => (table.dataset.stale ??= `As of ${answered.get(table) ?? opened} UTC`);
 document.addEventListener("htmx:afterRequest", ({ detail: { successful, target } }) => {
   if (!successful || !isTable(target)) return;
   answered.set(target, clock());
   delete target.dataset.stale;
+  sayAtTheFilter([]);
 });
+
+// What is wrong with the filter stands beside it for as long as it does: the table shows what was found before.
+function sayAtTheFilter(errors) {
+  const place = document.querySelector("#filter [role=alert]");
+  if (!place) return false;
+  for (const field of place.closest("form").elements) {
+    if (errors.some((error) => error.field === field.name)) field.setAttribute("aria-invalid", "true");
+    else field.removeAttribute("aria-invalid");
+  }
+  const text = errors.map((error) => `Not filtered: ${error.message}.`).join(" ");
+  if (place.textContent !== text) place.textContent = text; // or it would be read aloud at each look
+  return true;
+}
 
 // In the dialog only what the dialog itself asked for: a table behind it may look, and fail, meanwhile.
 function fail({ elt, target }, text) {
-  if (isTable(target)) target.dataset.stale ??= `As of ${answered.get(target) ?? opened} UTC`;
+  if (isTable(target)) markAsOld(target);
   const place = elt.closest("dialog")?.querySelector("form") ?? document.getElementById("toasts");
   place.querySelector(".mistake")?.remove();
   const alert = document.createElement("div");

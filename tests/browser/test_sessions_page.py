@@ -173,6 +173,19 @@ def test_the_search_narrows_the_table_and_the_address_follows(sign_in: SignIn, m
     expect(row_of(page, "alice")).to_have_count(0)
 
 
+def test_a_filter_that_cannot_be_read_is_marked_for_as_long_as_it_stands(sign_in: SignIn) -> None:
+    page = sign_in()
+    field, mistake = page.get_by_label("Address or network"), page.locator("#filter-mistake")
+    field.fill("10.0.0.")
+    expect(mistake).to_have_text("Not filtered: give an address or a network such as 10.0.0.0/8.")
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#sessions[data-stale]")).to_have_count(1)
+    expect(page.locator("#toasts")).to_be_empty()
+    field.fill("10.0.0.0/8")
+    expect(mistake).to_be_empty()
+    expect(page.locator("[aria-invalid], [data-stale]")).to_have_count(0)
+
+
 def test_a_sign_in_elsewhere_arrives_while_search_and_focus_stay(
     sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
 ) -> None:
