@@ -225,6 +225,8 @@ def _to_the_door() -> Response:
         flash("You were signed out" + (f": {reason}" if reason else ". Sign in again to go on."))
     elif over is not None:
         flash("Your session has ended. Sign in again to go on.")
+    if is_fragment() and request.method != "GET":
+        flash("What you had just asked for was not done.")
     session_flashes = session.get("_flashes")
     session.clear()
     if session_flashes:

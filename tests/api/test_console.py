@@ -156,6 +156,17 @@ def test_htmx_is_led_to_the_door_as_a_whole_page(browser: FlaskClient, root: Act
     assert response.status_code == 401 and response.headers["HX-Redirect"].startswith("/console/login")
 
 
+@pytest.mark.parametrize(("method", "told"), [("GET", False), ("POST", True)])
+def test_whoever_was_signed_out_meanwhile_is_told_that_his_act_was_not_done(
+    browser: FlaskClient, root: Actor, alice: Actor, method: str, told: bool
+) -> None:
+    root.delete(f"/admin/sessions/{root.user_id}/{console_session(root)}")
+    browser.open(f"/console/sessions/{alice.user_id}/logout", method=method, headers={"HX-Request": "true"})
+    door = browser.get("/console/login").text
+    assert "You were signed out" in door and ("What you had just asked for was not done." in door) == told
+    assert alice.is_in()
+
+
 def test_an_expired_access_token_is_refreshed_and_the_session_goes_on(environment: dict[str, str]) -> None:
     with running_app(from_environment({**environment, "LASTCALL_ACCESS_TTL": "1"})) as app:
         with app.app_context():
