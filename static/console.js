@@ -6,11 +6,14 @@ htmx.defineExtension("rows", {
   isInlineSwap: (style) => style === "rows",
   handleSwap: (style, target, fragment) => {
     if (style !== "rows") return false;
+    const focused = document.activeElement;
     for (const fresh of fragment.querySelectorAll("[data-part]")) {
       const old = document.getElementById(fresh.id);
       if (old) takeOver(old, fresh);
     }
     for (const fresh of fragment.querySelectorAll("[data-rows]")) swapRows(document.getElementById(fresh.id), fresh);
+    // What had the focus is gone with its row: on with the receipt, not from the top of the page.
+    if (!focused.isConnected && document.activeElement === document.body) status.focus({ preventScroll: true });
     return true;
   },
 });
@@ -91,7 +94,7 @@ document.addEventListener("htmx:afterSettle", (event) => {
   const opener = document.activeElement?.id;
   dialog.addEventListener("close", () => {
     dialog.remove();
-    if (opener) document.getElementById(opener)?.focus();
+    if (opener) (document.getElementById(opener) ?? status).focus();
   });
   // What is under way can't be cancelled, and its answer would be lost with the dialog.
   dialog.addEventListener("cancel", (event) => isBusy(dialog) && event.preventDefault());

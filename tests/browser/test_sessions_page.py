@@ -298,6 +298,8 @@ def test_a_force_logout_works_with_the_keyboard_alone(
     expect(page.get_by_role("dialog", name="Force logout alice?")).to_be_visible()
     page.keyboard.press("Enter")  # the focus is in the reason: Enter sends the form
     expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    expect(row_of(page, "alice")).to_have_count(0)
+    expect(page.get_by_role("status")).to_be_focused()
     assert not is_in(gunicorn, alice)
 
 
