@@ -87,11 +87,15 @@ def test_cancel_and_escape_do_nothing(sign_in: SignIn, make_person: MakePerson, 
     assert is_in(gunicorn, alice)
 
 
-def test_a_slow_answer_never_comes_into_another_persons_dialog(sign_in: SignIn, make_person: MakePerson) -> None:
+def test_a_slow_answer_is_waited_for_visibly_and_never_comes_into_another_persons_dialog(
+    sign_in: SignIn, make_person: MakePerson
+) -> None:
     alice, bob = make_person("alice"), make_person("bob")
     page = sign_in()
     page.route(f"**/{alice['user_id']}/logout", lambda route: None)  # never answered
-    page.locator(f"#logout-{alice['session_id']}").click()
+    button = page.locator(f"#logout-{alice['session_id']}")
+    button.click()
+    expect(button).to_have_css("cursor", "progress")
     with page.expect_event("requestfailed", lambda request: alice["user_id"] in request.url, timeout=5000):
         page.locator(f"#logout-{bob['session_id']}").click()
     expect(page.get_by_role("dialog", name="Force logout bob?")).to_be_visible()
