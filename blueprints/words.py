@@ -55,7 +55,8 @@ def cause(value: str) -> str:
 def in_force(workers: Confirmation) -> str:
     """«In force on 4 of 4 workers in 6 ms»; and never so where it is not."""
     if not workers.in_force:
-        return f"Not in force everywhere yet: {workers.confirmed} of {workers.live} workers have confirmed"
+        text = f"Not in force everywhere yet: {workers.confirmed} of {workers.live} workers have confirmed"
+        return text if workers.settled else text + ", but the database restarted less than one lease ago"
     text = f"In force on {workers.confirmed} of {workers.live} workers in {workers.elapsed_ms:.0f} ms"
     if workers.fenced:
         text += f" ({count(workers.fenced, 'worker')} fenced: without a lease, so trusting nothing)"

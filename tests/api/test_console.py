@@ -13,6 +13,7 @@ from werkzeug.test import TestResponse
 from lastcall.errors import CutoffsStale, DatabaseAway, LastcallError
 from models import force_logout, throttle
 from models import user as users
+from models.confirmation import Confirmation
 from settings import from_environment
 from tests.actors import Actor
 from tests.conftest import PASSWORD, running_app
@@ -262,6 +263,28 @@ def test_whoever_signs_himself_out_is_told_at_the_door_that_it_is_in_force(
     assert response.status_code == 204 and response.headers["HX-Redirect"] == "/console/login"
     told = browser.get("/console/login").text
     assert "In force on 1 of 1 workers in " in told and "You are signed out as well." in told
+
+
+UNSETTLED, UNCONFIRMED = Confirmation(4, 4, settled=False), Confirmation(4, 3, unconfirmed=("the-deaf-one",))
+
+
+@pytest.mark.parametrize(
+    ("workers", "says"),
+    [
+        (UNSETTLED, "4 of 4 workers have confirmed, but the database restarted less than one lease ago"),
+        (UNCONFIRMED, "3 of 4 workers have confirmed<"),
+    ],
+)
+def test_what_is_not_in_force_yet_says_why(
+    browser: FlaskClient, alice: Actor, monkeypatch: pytest.MonkeyPatch, workers: Confirmation, says: str
+) -> None:
+    for place in ("models.force_logout.confirm", "blueprints.console_users.confirm"):
+        monkeypatch.setattr(place, lambda *_, **__: workers)
+    receipt = browser.post(f"/console/sessions/{alice.user_id}/logout").text
+    change = browser.post(f"/console/users/{alice.user_id}/disable").text
+    for text in (receipt, change):
+        assert "Written. Not in force everywhere yet: " + says in text
+    assert ("no word yet from" in receipt) == ("the-deaf-one" in receipt) == bool(workers.unconfirmed)
 
 
 def test_whoever_ends_all_but_his_own_session_stays(browser: FlaskClient, alice: Actor) -> None:
