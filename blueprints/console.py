@@ -112,7 +112,7 @@ def enter() -> ResponseReturnValue:
     except NotAllowed as error:
         return _door(error.detail, 403)
     except Throttled as error:
-        return _door(f"{error.detail} In {error.retry_after_s} s it is possible again.", 429, error.retry_after_s)
+        return _door(f"{error.detail} Try again in {error.retry_after_s} s.", 429, error.retry_after_s)
     session.clear()  # nothing from before the sign-in goes on (session fixation)
     keep_tokens(tokens)
     session["proved_at"] = int(time.time())

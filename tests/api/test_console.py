@@ -245,7 +245,10 @@ def test_the_dialog_says_whether_what_the_filter_found_ends_at_once(
     monkeypatch.setattr(force_logout, "AT_ONCE", most)
     assert f"on every device, {says}." in browser.get("/console/shown/logout?user=alice").text
     assert "on every device, at once." in browser.get("/console/everyone/logout").text
-    assert "on every device, at once." in browser.get(f"/console/sessions/{alice.user_id}/logout").text
+    of_alice = f"/console/sessions/{alice.user_id}/logout"
+    assert "on every device, at once." in browser.get(of_alice).text
+    browser.post(of_alice)
+    assert "No session is active at the moment" in browser.get(of_alice).text
 
 
 @pytest.mark.parametrize("what", ["everyone", "shown", "user", "session", "password"])
@@ -364,7 +367,8 @@ def test_guessing_is_throttled_at_the_door_as_well(client: FlaskClient, root: Ac
     statuses = [enter(client, "wrong password").status_code for _ in range(throttle.FAILURES_ALLOWED)]
     assert statuses == [401] * (throttle.FAILURES_ALLOWED - 1) + [429]
     response = enter(client)
-    assert response.status_code == 429 and int(response.headers["Retry-After"]) > 0
+    seconds = response.headers["Retry-After"]
+    assert response.status_code == 429 and int(seconds) > 0 and f"Try again in {seconds} s." in response.text
 
 
 def test_a_fragment_that_has_not_changed_is_a_304(browser: FlaskClient) -> None:
