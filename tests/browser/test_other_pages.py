@@ -196,13 +196,19 @@ def test_the_api_page_loads_from_this_server_alone(sign_in: SignIn) -> None:
 def test_the_pages_are_accessible(sign_in: SignIn, make_person: MakePerson, scheme: str) -> None:
     make_person("alice", "viewer")
     page = sign_in(color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
-    for path in ("/console/", "/console/users", "/console/history", "/console/workers"):
+    for path in ("/console/", "/console/?user=alice", "/console/users", "/console/history", "/console/workers"):
         page.goto(path)
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
     page.goto("/console/")
     page.get_by_role("button", name="Log out all users").click()
-    expect(page.get_by_role("dialog")).to_be_visible()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    dialog.get_by_role("textbox").fill("log out all users")
+    dialog.get_by_role("button", name="Log out all users").click()
+    expect(page.get_by_role("status")).to_contain_text("In force")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
