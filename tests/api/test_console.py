@@ -121,6 +121,10 @@ def test_every_page_has_the_way_out(browser: FlaskClient, page: str) -> None:
     assert re.search(r"<form[^>]*action=\"/console/logout\"", browser.get("/console/" + page).text)
 
 
+def test_without_scripts_a_page_says_what_it_cannot_do(browser: FlaskClient) -> None:
+    assert re.search(r"<noscript>[^<]*<p[^>]*>[^<]*signs nobody out", browser.get("/console/").text)
+
+
 def test_a_sign_in_is_answered_by_a_redirect_that_does_not_carry_the_password_on(
     client: FlaskClient, root: Actor
 ) -> None:
