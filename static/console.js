@@ -82,6 +82,7 @@ document.addEventListener("htmx:configRequest", ({ detail }) => {
 document.addEventListener("htmx:beforeSwap", ({ detail }) => {
   const tag = detail.xhr.getResponseHeader("ETag");
   isLive = detail.requestConfig.elt === detail.target;
+  detail.requestConfig.elt.classList.remove("htmx-request"); // its answer is here: it may be replaced («Next page»)
   if (detail.xhr.status === 304) detail.shouldSwap = false;
   else if (tag) tags.set(detail.target, [asked(detail.requestConfig), tag]);
 });

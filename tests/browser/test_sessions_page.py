@@ -263,6 +263,21 @@ def test_the_receipt_is_seen_wherever_one_is_on_the_page_and_goes_when_the_next_
     expect(status).to_be_empty()
 
 
+def test_the_next_page_begins_at_its_top_and_stays(sign_in: SignIn, gunicorn: Gunicorn) -> None:
+    for _ in range(20):
+        gunicorn.sign_in("admin", PASSWORD)
+    page = sign_in(viewport={"width": 1280, "height": 400})
+    page.goto("/console/?limit=10")
+    page.get_by_role("link", name="Next page").click()
+    expect(page.get_by_role("link", name="First page")).to_have_count(1)
+    expect(page.locator("#sessions-count")).to_be_in_viewport()
+    rows = page.locator("#sessions-rows > tr")
+    shown = [row.get_attribute("id") for row in rows.all()]
+    with page.expect_response(lambda response: "/console/sessions?" in response.url):
+        page.evaluate("htmx.trigger('#sessions', 'lastcall:changed')")
+    assert [row.get_attribute("id") for row in rows.all()] == shown and len(shown) == 10
+
+
 def test_what_a_link_has_narrowed_stays_so_when_the_table_looks_again(
     sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn, psql: psycopg.Connection
 ) -> None:
