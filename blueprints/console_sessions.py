@@ -86,16 +86,6 @@ def end_user(user_id: UUID) -> ResponseReturnValue:
     return _receipt_fragment(receipt)
 
 
-@bp.get("/sessions/<uuid:user_id>/<uuid:session_id>/end")
-@signed_in
-def ask_end_one(user_id: UUID, session_id: UUID) -> ResponseReturnValue:
-    """Names the person: rows move, so the second click of a double one may be on somebody else's button."""
-    wanted = SessionFilter(user_id=str(user_id), session_id=str(session_id), state="all")
-    for item in list_sessions(wanted, limit=1).items:
-        return render_template("_end_session_dialog.html", item=item, here=current_claims.sid)
-    raise NotFound("This session is no more: its row will go as well.")
-
-
 @bp.post("/sessions/<uuid:user_id>/<uuid:session_id>/end")
 @signed_in
 def end_one(user_id: UUID, session_id: UUID) -> ResponseReturnValue:

@@ -6,7 +6,9 @@ htmx.defineExtension("rows", {
   isInlineSwap: (style) => style === "rows",
   handleSwap: (style, target, fragment) => {
     if (style !== "rows") return false;
+    if (isLive && isAiming()) return later(), true;
     const focused = document.activeElement;
+    const aimedAt = underThePointer();
     for (const fresh of fragment.querySelectorAll("[data-part]")) {
       const old = document.getElementById(fresh.id);
       if (old) takeOver(old, fresh);
@@ -14,16 +16,33 @@ htmx.defineExtension("rows", {
     for (const fresh of fragment.querySelectorAll("[data-rows]")) swapRows(document.getElementById(fresh.id), fresh);
     // What had the focus is gone with its row: on with the receipt, not from the top of the page.
     if (!focused.isConnected && document.activeElement === document.body) status.focus({ preventScroll: true });
+    if (aimedAt && aimedAt !== underThePointer()) beSeen(target);
     return true;
   },
 });
+
+// Who points at a button is about to press it: no row moves until he has, or has rested for 3 s. Where another row has
+// come under the pointer all the same, a click counts only once that can have been seen.
+let pointer = { x: -1, y: -1 };
+let aimed = 0;
+const isAiming = () => Date.now() - aimed < 3000;
+const underThePointer = () => document.elementFromPoint(pointer.x, pointer.y)?.closest("[data-rows] > tr")?.id;
+document.addEventListener("pointermove", ({ clientX: x, clientY: y, target }) => {
+  pointer = { x, y };
+  aimed = target.closest("[data-rows] button") ? Date.now() : 0;
+});
+document.addEventListener("click", () => (aimed = 0));
+function beSeen(table) {
+  table.classList.add("moved");
+  setTimeout(() => table.classList.remove("moved"), 700);
+}
 
 // What the server sent for each part: what htmx marks meanwhile (a button whose request is under way) is no difference.
 const served = new WeakMap();
 const remember = (element) => served.set(element, element.innerHTML);
 document.querySelectorAll("[data-part], [data-rows] > *").forEach(remember);
 
-// An element whose own request is under way must stay, or htmx drops the answer: the dialog that was asked for.
+// An element whose own request is under way must stay, or htmx drops the answer: the receipt of «End session».
 const isBusy = (element) => element.matches(".htmx-request") || element.querySelector(".htmx-request") !== null;
 
 // Whether the table asked by itself: who has changed the filter or the page knows why other rows are there.
@@ -109,16 +128,29 @@ document.addEventListener("htmx:afterSettle", (event) => {
     check();
   }
 });
-// Whoever holds Enter, or clicks twice, means the button that opened the dialog, not the one in it.
+// Whoever holds Enter, or clicks twice, means the button that he began with: not the one in the dialog that it opened,
+// nor that of the row which has come to its place.
 document.addEventListener("keydown", (event) => event.repeat && event.key === "Enter" && event.preventDefault(), true);
-const isSecondClick = (event) => event.detail > 1 && event.target.closest("dialog [type=submit]");
-document.addEventListener("click", (event) => isSecondClick(event) && event.preventDefault(), true);
+document.addEventListener(
+  "click",
+  (event) => {
+    if (event.detail < 2 || !event.target.closest("dialog [type=submit], [data-rows] button")) return;
+    event.preventDefault();
+    event.stopPropagation();
+  },
+  true,
+);
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
 });
 document.addEventListener("lastcall:done", () => {
   document.querySelector("dialog[open]")?.close();
   look(TOPICS);
+});
+
+// A session that has been ended is not ended again while its row is still there.
+document.addEventListener("htmx:afterRequest", ({ detail }) => {
+  if (detail.successful && isChange(detail) && detail.elt.closest("[data-rows]")) detail.elt.disabled = true;
 });
 
 // Errors: what happened, why, what to do next; the server's words.
@@ -198,7 +230,7 @@ function refresh() {
   for (const table of document.querySelectorAll("[data-live]")) {
     const wanted = table.dataset.live.split(" ").filter((topic) => topics.has(topic));
     if (wanted.length === 0) continue;
-    if (isChanging() || isBusy(table)) look(wanted, 200);
+    if (isChanging() || isBusy(table) || isAiming()) look(wanted, 200);
     else htmx.trigger(table, "lastcall:changed");
   }
 }

@@ -300,15 +300,6 @@ def test_whoever_ends_all_but_his_own_session_stays(browser: FlaskClient, alice:
     assert is_in(browser)
 
 
-def test_the_dialog_of_one_session_names_it_and_warns_whose_own_it_is(
-    browser: FlaskClient, root: Actor, alice: Actor
-) -> None:
-    hers = browser.get(f"/console/sessions/{alice.user_id}/{alice.session_id}/end").text
-    assert "End this session of alice?" in hers and "127.0.0.1" in hers and "includes you" not in hers
-    assert "includes you" in browser.get(f"/console/sessions/{root.user_id}/{console_session(root)}/end").text
-    assert browser.get(f"/console/sessions/{root.user_id}/{alice.session_id}/end").status_code == 404
-
-
 @pytest.mark.parametrize("change", ["roles", "password", "disable", "delete"])
 def test_whoever_changes_himself_is_warned_before(browser: FlaskClient, root: Actor, alice: Actor, change: str) -> None:
     assert "This includes you: " in browser.get(f"/console/users/{root.user_id}/{change}").text
