@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, cast
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from flask import Blueprint, Flask, Request, Response, flash, g, redirect, render_template, request, session, url_for
@@ -262,16 +263,23 @@ def _let_nobody_store(response: Response) -> Response:
     return response
 
 
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return None
+
+
 def _refuse_other_sites() -> Response | None:
-    """Every browser says where a request comes from (W3C Fetch Metadata, RFC 6454): another site's is refused."""
+    """Every browser says where a request comes from (W3C Fetch Metadata, RFC 6454, or at least RFC 9110, section
+    10.1.3): another site's is refused."""
     if request.method in ("GET", "HEAD", "OPTIONS") or not request.path.startswith("/console"):
         return None
-    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    if site is not None:
-        ours = site in ("same-origin", "none")
-    else:
-        ours = origin is None or origin.partition("://")[2] == request.host
-    if ours:
+    site = request.headers.get("Sec-Fetch-Site")
+    origin = request.headers.get("Origin") or request.headers.get("Referer")
+    if site in ("same-origin", "none"):
+        return None
+    if site is None and (origin is None or _host_of(origin) == request.host):
         return None
     return problem(
         403, "cross_site", "The request came from another site, so nothing was done: use the console itself."

@@ -142,6 +142,7 @@ document.addEventListener(
 );
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
+  if (event.target.closest("[data-dismiss]")) status.replaceChildren();
 });
 document.addEventListener("lastcall:done", () => {
   document.querySelector("dialog[open]")?.close();

@@ -83,7 +83,8 @@ def test_where_tls_ends_in_front_the_cookie_is_a_host_cookie(environment: dict[s
 @pytest.mark.parametrize(
     "headers",
     [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://elsewhere.example"},
-     {"Origin": "null"}, {"Origin": "http://localhost.elsewhere.example"}],
+     {"Origin": "null"}, {"Origin": "http://localhost.elsewhere.example"}, {"Origin": "http://[localhost"},
+     {"Referer": "https://elsewhere.example/localhost"}, {"Origin": "", "Referer": "https://localhost@elsewhere.example"}],
 )  # fmt: skip
 def test_a_form_of_another_site_does_nothing(browser: FlaskClient, path: str, headers: dict[str, str]) -> None:
     response = browser.post(path, headers=headers, data={"phrase": "log out all users", "username": "x"})
@@ -91,7 +92,10 @@ def test_a_form_of_another_site_does_nothing(browser: FlaskClient, path: str, he
     assert is_in(browser)
 
 
-@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://localhost"}, {}])
+@pytest.mark.parametrize(
+    "headers",
+    [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://localhost"}, {"Referer": "http://localhost/x"}, {}],
+)
 def test_the_consoles_own_forms_are_carried_out(browser: FlaskClient, headers: dict[str, str]) -> None:
     assert browser.post("/console/logout", headers=headers).status_code == 302
     assert not is_in(browser)
