@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
+from lastcall.listener import CHANNEL
 from models import user as users
 from models.database import apply_schema, db
 from settings import Settings, from_environment
@@ -110,6 +111,10 @@ def running_app(settings: Settings) -> Iterator[Flask]:
     try:
         yield app
     finally:
+        # It waits a quarter of a second for a hint, and a thousand tests would wait for that.
+        server.lastcall.listener._stopping.set()
+        with suppress(psycopg.Error), psycopg.connect(settings.database_url, autocommit=True) as psql:
+            psql.execute(f"NOTIFY {CHANNEL}")
         server.stop()
         with app.app_context():
             db.engine.dispose()
