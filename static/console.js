@@ -27,10 +27,12 @@ let pointer = { x: -1, y: -1 };
 let aimed = 0;
 const isAiming = () => Date.now() - aimed < 3000;
 const underThePointer = () => document.elementFromPoint(pointer.x, pointer.y)?.closest("[data-rows] > tr")?.id;
-document.addEventListener("pointermove", ({ clientX: x, clientY: y, target }) => {
-  pointer = { x, y };
-  aimed = target.closest("[data-rows] button") ? Date.now() : 0;
-});
+for (const type of ["pointermove", "pointerdown"]) {
+  document.addEventListener(type, ({ clientX: x, clientY: y, target }) => {
+    pointer = { x, y };
+    aimed = target.closest("[data-rows] button") ? Date.now() : 0;
+  });
+}
 document.addEventListener("click", () => (aimed = 0));
 function beSeen(table) {
   table.classList.add("moved");
