@@ -117,7 +117,7 @@ def test_it_keeps_who_is_signed_in_and_who_is_out_whatever_is_stopped_or_killed(
         return run.is_good(staying) and (refused.status, refused.json["code"]) == (401, "token_revoked")
 
     with running(tmp_path) as run:
-        assert remembers(run)
+        run.wait_until(lambda: remembers(run))
         killed = run.postgres_pid()
         os.kill(killed, signal.SIGKILL)
         run.wait_until(lambda: "PostgreSQL is back" in run.text)
@@ -125,4 +125,4 @@ def test_it_keeps_who_is_signed_in_and_who_is_out_whatever_is_stopped_or_killed(
         run.wait_until(lambda: run.try_to_sign_in().status == 200 and remembers(run))
         run.process.kill()  # takes all of it along: the next one has the folder for itself
     with running(tmp_path) as run:
-        assert remembers(run)
+        run.wait_until(lambda: remembers(run))
