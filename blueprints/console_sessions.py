@@ -15,7 +15,7 @@ from blueprints.console import proof_is_fresh, prove_again, signed_in, was_signe
 from blueprints.operation import query_given, read_form
 from blueprints.server import actor, server, session_to_keep
 from blueprints.sessions import session_filter
-from blueprints.shapes import Because, SessionQuery
+from blueprints.shapes import Because, Filter, SessionQuery
 from blueprints.words import count, in_force, moment
 from lastcall.flask import current_claims
 from models import force_logout
@@ -191,5 +191,5 @@ def _as_read(query: SessionQuery, name: str) -> str:
     return str(value)
 
 
-_FILTERS = ("user", "q", "role", "client", "ip", "since", "until")
+_FILTERS = tuple(Filter.model_fields)
 _WITHOUT_FIELD = ("user", "since", "until")

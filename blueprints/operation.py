@@ -80,14 +80,6 @@ def operation(
     return decorate
 
 
-class BadFields(BadRequest):
-    """Fields of a form do not fit: which, and why."""
-
-    def __init__(self, errors: list[dict[str, str]]) -> None:
-        super().__init__(f"Nothing was changed. {_named(errors)}.")
-        self.errors = errors
-
-
 class UnsupportedType(Exception):
     """The body is not declared as JSON."""
 
@@ -161,11 +153,12 @@ def query_given(*but: str) -> dict[str, Any]:
 
 
 def read_form(shape: type[Shape], given: Mapping[str, Any]) -> Shape:
-    """The fields of a form or a page's query, validated like a body of the API. Raises BadFields."""
+    """The fields of a form or a page's query, validated like a body of the API. Raises BadRequest."""
     try:
         return shape.model_validate(dict(given))
     except ValidationError as error:
-        raise BadFields(field_errors(error)) from None
+        errors = field_errors(error)
+        raise BadRequest(f"Nothing was changed. {_named(errors)}.", errors) from None
 
 
 def _invalid(error: ValidationError) -> Response:

@@ -85,7 +85,7 @@ def known_problem(error: LastcallError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="lastcall", error="invalid_grant"'
     if isinstance(error, Throttled):
         headers["Retry-After"] = str(error.retry_after_s)
-    fields = {"errors": error.errors} if hasattr(error, "errors") else {}
+    fields = {"errors": error.errors} if isinstance(error, BadRequest) and error.errors else {}
     return problem(status, error.code, error.detail, headers, **fields)
 
 

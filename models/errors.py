@@ -30,6 +30,11 @@ class BadRequest(LastcallError):
 
     code = "bad_request"
 
+    def __init__(self, detail: str | None = None, errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(detail)
+        self.errors = errors
+        """Which fields do not fit, and why; None where it is not about fields."""
+
 
 class WrongCredentials(LastcallError):
     """The user name or the password is wrong."""

@@ -166,20 +166,17 @@ def revoke_matching(
     both be out.
     """
     wanted = replace(wanted, state="active")
+    kept = LoginSession.id == UUID(keep_session) if keep_session is not None else false()
 
     def end(at_once: int) -> tuple[bool, Receipt]:
         with transaction() as session:
             revocation_id = _begin(actor, cause)
-            conditions = matches(wanted)
-            if keep_session is not None:
-                conditions.append(LoginSession.id != UUID(keep_session))
-            query = select(LoginSession.id).where(*conditions)
+            query = select(LoginSession.id).where(*matches(wanted), ~kept)
             if wanted.whole_users:  # what finds them goes last, or the next piece would not find who is left
                 query = query.order_by(and_(*fits(replace(wanted, issued_before=None)).conditions))
             ids = session.scalars(query.limit(at_once + 1)).all()
             # Everyone locks in one order, so that two at once cannot deadlock.
             these = LoginSession.id == any_(uuid_array([str(session_id) for session_id in ids[:at_once]]))
-            kept = LoginSession.id == UUID(keep_session) if keep_session is not None else false()
             found = select(LoginSession.id).where(or_(these, kept)).order_by(*LOCK_ORDER).with_for_update().cte("found")
             ended = _end_rows(actor, cause, LoginSession.id.in_(select(found.c.id)), ~kept)
             if keep_session is not None and not session.scalar(select(is_active()).where(kept)):
