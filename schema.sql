@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS everyone (
     access_ttl_s integer NOT NULL DEFAULT 300, -- a sign-in that is in flight now may mint a token that lives so long
     purged_until timestamptz NOT NULL DEFAULT '-infinity', -- the newest cutoff_at that was purged (lastcall/cutoffs.py)
     purged_at timestamptz NOT NULL DEFAULT '-infinity', -- the clock at the newest purge: it must never step back behind it
-    canary_at timestamptz -- the newest canary that every live worker has refused (models/housekeeping.py)
+    canary_at timestamptz -- the newest canary that every live worker has refused (models/canary.py)
 );
 INSERT INTO everyone (one) VALUES (TRUE) ON CONFLICT DO NOTHING;
 
@@ -229,7 +229,8 @@ CREATE INDEX IF NOT EXISTS sign_in_attempts_name ON sign_in_attempts (name_key, 
 CREATE INDEX IF NOT EXISTS sign_in_attempts_address ON sign_in_attempts (address_key, tried_at);
 
 -- ------------------------------------------------------------------------------------------------------ functions
--- How much longer than its last token a cutoff is kept: the leeway of `exp`, and as much again for a slow commit.
+-- How much longer than its last token a cutoff is kept: for the statement that writes it, which may take 8 s
+-- (models/database.py), and for the rounding of `exp` to whole seconds.
 CREATE OR REPLACE FUNCTION cutoff_leeway() RETURNS interval LANGUAGE sql IMMUTABLE
 RETURN interval '10 seconds';
 

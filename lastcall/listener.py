@@ -58,7 +58,7 @@ _BRING_BACK_S = 60
 
 
 class CutoffListener:
-    """Keeps `cutoffs` true from PostgreSQL. `start` after the fork; `stop` waits, and tolerates a stop without start.
+    """Keeps `cutoffs` true from PostgreSQL. Call `ensure_running` after the fork, and `stop` at the end.
 
     `conninfo` must lead to the primary, directly or through a session-mode pooler. `on_change` is called in the
     listener's thread after new cutoffs have been applied and confirmed.

@@ -1,4 +1,4 @@
-"""The canary: every 10 s an invented user is signed out, and every live worker must refuse him within a second."""
+"""The canary: every 10 s an invented user is signed out, and every live worker must refuse him."""
 
 from __future__ import annotations
 
