@@ -37,7 +37,7 @@ def refresh(body: Refresh) -> Response:
 
 @bp.post("/logout")
 @require_token
-@operation("Sign out: this session only, at once", answers={204: None})
+@operation("Sign out: this session only, at once", answers={204: None}, problems=(404,))
 def logout() -> Response:
     who, session_id = actor(current_claims, None), own_session_id(current_claims)
     receipt = force_logout.revoke_session(session_id, who, user_id=own_id(current_claims), cause="logout")
@@ -65,7 +65,7 @@ def me() -> Response:
 @bp.post("/password")
 @require_token
 @operation(
-    "A new password: every other session ends", body=PasswordChange, answers={200: TokensAnswer}, problems=(429,)
+    "A new password: every other session ends", body=PasswordChange, answers={200: TokensAnswer}, problems=(404, 429)
 )
 def password(body: PasswordChange) -> Response:
     own_id(current_claims)

@@ -33,6 +33,8 @@ from models.user import ADMIN, was_ever
 bp = Blueprint("sessions", __name__, url_prefix=API)
 
 RECEIPT = {200: ReceiptAnswer, 202: ReceiptAnswer}
+LIST = {200: SessionList, 304: None}
+"""304 where If-None-Match names what is there still."""
 
 
 def session_filter(given: Filter, state: str = "active") -> SessionFilter:
@@ -57,7 +59,7 @@ def _page(page: SessionPage) -> Response:
 
 @bp.get("/me/sessions")
 @require_token
-@operation("One's own active sessions", query=Paging, answers={200: SessionList})
+@operation("One's own active sessions", query=Paging, answers=LIST, problems=(404,))
 def list_own(query: Paging) -> Response:
     wanted = SessionFilter(user_id=str(own_id(current_claims)))
     return _page(list_sessions(wanted, limit=query.limit, cursor=query.cursor))
@@ -79,6 +81,7 @@ def end_own(session_id: UUID, body: Because) -> Response:
     optional_body=True,
     query=KeepCurrent,
     answers=RECEIPT,
+    problems=(404,),
 )
 def end_all_own(body: Because, query: KeepCurrent) -> Response:
     who, user_id = actor(current_claims, body.reason), own_id(current_claims)
@@ -93,7 +96,7 @@ def end_all_own(body: Because, query: KeepCurrent) -> Response:
 
 @bp.get("/admin/sessions")
 @require_role(ADMIN)
-@operation("Who is signed in", query=SessionQuery, answers={200: SessionList})
+@operation("Who is signed in", query=SessionQuery, answers=LIST)
 def list_all(query: SessionQuery) -> Response:
     wanted = session_filter(query, query.state)
     return _page(list_sessions(wanted, sort=query.sort, limit=query.limit, cursor=query.cursor))
@@ -101,7 +104,7 @@ def list_all(query: SessionQuery) -> Response:
 
 @bp.get("/admin/sessions/<uuid:user_id>")
 @require_role(ADMIN)
-@operation("One user's sessions", query=SessionQuery, answers={200: SessionList}, problems=(404,))
+@operation("One user's sessions", query=SessionQuery, answers=LIST, problems=(404,))
 def list_of_user(user_id: UUID, query: SessionQuery) -> Response:
     wanted = replace(session_filter(query, query.state), user_id=str(user_id))
     page = list_sessions(wanted, sort=query.sort, limit=query.limit, cursor=query.cursor)

@@ -199,14 +199,22 @@ class RevocationGiven(Given):
 # ------------------------------------------------------------------------------------------------------- answers
 
 
+class FieldError(Answer):
+    field: str
+    message: str
+
+
 class Problem(Answer):
-    """Problem details (RFC 9457). `code` is stable."""
+    """Problem details (RFC 9457). `code` is stable. Only some have `errors` (which fields do not fit, and why), or the
+    `reason` that was given for a revocation."""
 
     type: str
     title: str
     status: int
     detail: str
     code: str
+    errors: list[FieldError] = []
+    reason: str = ""
 
 
 class TokensAnswer(Answer):
