@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
 
+from models.session_list import Sort, State
 from models.times import write_time
 
 
@@ -92,8 +93,6 @@ Network = Annotated[str, StringConstraints(max_length=50), AfterValidator(_netwo
 Limit = Annotated[int, Field(ge=1, le=200), BeforeValidator(_read_whole)]
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
 Cursor = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-State = Literal["active", "ended", "expired", "all"]
-Sort = Literal["-created_at", "created_at", "-last_seen_at", "last_seen_at", "username", "-username"]
 
 
 class Given(BaseModel):

@@ -34,7 +34,7 @@ from models.login_session import IS_BEHIND, LoginSession, is_active
 from models.revocation import Revocation
 from models.session_filter import SessionFilter, fits, is_one_of, matches
 from models.session_list import count_active, count_matching
-from models.user import User
+from models.user import ADMIN, User
 from models.worker import WorkerWatch
 
 LOCK_ORDER = (LoginSession.user_id, LoginSession.id)
@@ -236,7 +236,7 @@ def preview(wanted: SessionFilter, caller_session: str | None) -> Preview:
     """What ending the sessions that match would hit. Of very many sessions and their users, an estimate."""
     wanted = replace(wanted, state="active")
     is_here = LoginSession.id == UUID(caller_session) if is_uuid(caller_session) else false()
-    is_admin: ColumnElement[bool] = LoginSession.roles.contains(["admin"])
+    is_admin: ColumnElement[bool] = LoginSession.roles.contains([ADMIN])
     users = func.count(LoginSession.user_id.distinct())
     with transaction() as session:
         conditions = matches(wanted)

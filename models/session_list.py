@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, CompoundSelect, Row, Select, cast, func, literal, select, tuple_, union_all
@@ -18,8 +18,10 @@ from models.session_filter import Conditions, SessionFilter, fits
 from models.shelves import Shelves, places_of, read_shelves, sums_of
 
 COUNT_EXACTLY_TO = 10_000
-STATES = ("active", "ended", "expired", "all")
-SORTS = ("-created_at", "created_at", "-last_seen_at", "last_seen_at", "username", "-username")
+State = Literal["active", "ended", "expired", "all"]
+Sort = Literal["-created_at", "created_at", "-last_seen_at", "last_seen_at", "username", "-username"]
+STATES: tuple[State, ...] = get_args(State)
+SORTS: tuple[Sort, ...] = get_args(Sort)
 ROWS = LoginSession.__table__.c
 Columns = ReadOnlyColumnCollection[str, Any]
 
