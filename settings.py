@@ -15,10 +15,10 @@ from pathlib import Path
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
+from lastcall.claims import LONGEST_LIFETIME_S
+from lastcall.cutoffs import LEASE_S
 from lastcall.tokens import KeyRing, generate_signing_key
 
-LONGEST_LIFETIME_S = 900
-"""No access token lives longer than this, whatever it says, unless LASTCALL_ACCESS_TTL asks for more (seconds)."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 """As gunicorn names them, in any case; it takes any other for info."""
 ARGON2_TIME_COST, ARGON2_MEMORY_KIB = 5, 7_168
@@ -65,7 +65,7 @@ class Settings:
 
     @property
     def longest_lifetime(self) -> int:
-        """The cap on `exp - iat` when a token is verified (seconds)."""
+        """No access token lives longer than this, whatever it says (seconds)."""
         return max(LONGEST_LIFETIME_S, self.access_ttl)
 
 
@@ -102,7 +102,7 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         access_ttl=access_ttl,
         refresh_ttl=refresh_ttl,
         session_max_age=session_max_age,
-        lease=_number(env, "LASTCALL_LEASE", 2.0, 0.2, 60.0),
+        lease=_number(env, "LASTCALL_LEASE", LEASE_S, 0.2, 60.0),
         stale=_choice(env, "LASTCALL_STALE", "ask", ("ask", "refuse")),
         revoke_on_role_removal=_boolean(env, "LASTCALL_REVOKE_ON_ROLE_REMOVAL", True),
         issuer=env.get("LASTCALL_ISSUER") or "lastcall",

@@ -10,6 +10,8 @@ from lastcall.errors import Invalid, Malformed
 
 LARGEST = 2**53 - 1
 """The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6)."""
+LONGEST_LIFETIME_S = 900
+"""The most that `exp - iat` may be where nothing else is asked for (seconds)."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 

@@ -15,6 +15,8 @@ from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 
 Scope = Literal["everyone", "user", "session"]
+LEASE_S = 2.0
+"""How long cutoffs are believed after a successful read, where nothing else is asked for (seconds)."""
 
 # A user's cutoff is one integer, so that a million of them stay small: expiry (s) | cutoff time (us) | generation.
 _GEN_BITS, _TIME_BITS = 53, 52

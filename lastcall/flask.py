@@ -21,8 +21,8 @@ from flask.globals import app_ctx
 from werkzeug.local import LocalProxy
 
 from lastcall.ask import Asker
-from lastcall.claims import Claims
-from lastcall.cutoffs import Cutoffs
+from lastcall.claims import LONGEST_LIFETIME_S, Claims
+from lastcall.cutoffs import LEASE_S, Cutoffs
 from lastcall.errors import CutoffsStale, LastcallError, Malformed, Missing, TokenRejected
 from lastcall.guard import Guard
 from lastcall.listener import CutoffListener
@@ -71,8 +71,8 @@ class Lastcall:
         issuer: str,
         audience: str,
         ask_url: str | None = None,
-        lease_s: float = 2.0,
-        longest_lifetime_s: int = 900,
+        lease_s: float = LEASE_S,
+        longest_lifetime_s: int = LONGEST_LIFETIME_S,
         stale: str = "ask",
         service: str = "service",
         version: str = "",

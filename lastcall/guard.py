@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from lastcall.claims import Claims
+from lastcall.claims import LONGEST_LIFETIME_S, Claims
 from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs, Scope
 from lastcall.errors import CutoffsStale, Expired, Invalid, Malformed, Missing, Revoked
@@ -57,7 +57,7 @@ class Guard:
         *,
         issuer: str,
         audience: str,
-        longest_lifetime_s: int = 900,
+        longest_lifetime_s: int = LONGEST_LIFETIME_S,
         asker: Answers | None = None,
         clock_ns: Callable[[], int] = boottime_ns,
     ) -> None:

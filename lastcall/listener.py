@@ -34,7 +34,7 @@ from lastcall.connection import (
     prove,
     refuse_open_transaction,
 )
-from lastcall.cutoffs import Cutoffs
+from lastcall.cutoffs import LEASE_S, Cutoffs
 from lastcall.prepared import ask, prepare, was_notified
 from lastcall.rows import cutoff_from_row
 from lastcall.turns import Turns, quick_turns
@@ -69,7 +69,7 @@ class CutoffListener:
         conninfo: str,
         cutoffs: Cutoffs,
         *,
-        lease_s: float = 2.0,
+        lease_s: float = LEASE_S,
         service: str = "service",
         version: str = "",
         on_change: Callable[[], None] | None = None,

@@ -9,6 +9,7 @@ from datetime import datetime
 from sqlalchemy import text
 
 from lastcall.clock import boottime_ns
+from lastcall.cutoffs import LEASE_S
 from models.cursor import read_cursor, write_cursor
 from models.database import db, each_alone, transaction
 
@@ -65,7 +66,7 @@ class WorkerWatch:
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[int, int]] = {}  # id -> renewals, and when we first saw this number
         self._incarnation: tuple[str, int] = ("", 0)  # and when we first saw it
-        self._longest_lease_s = 2.0
+        self._longest_lease_s = LEASE_S
 
     def observe(self, reading: Reading, asked_ns: int, answered_ns: int) -> set[str]:
         """Take in one reading, and the clock before it was asked for and after it had come.
