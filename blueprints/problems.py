@@ -45,7 +45,6 @@ _reasons: dict[tuple[str, str, str | None], tuple[float, str | None]] = {}
 # By number: the phrases, and what Python and Werkzeug call them, change between versions (413, 422).
 CODES = {
     400: "bad_request",
-    401: "unauthorized",
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
@@ -55,11 +54,9 @@ CODES = {
     414: "uri_too_long",
     415: "unsupported_media_type",
     417: "expectation_failed",
-    429: "too_many_requests",
     431: "header_too_large",
     500: "internal_error",
     501: "not_implemented",
-    503: "unavailable",
 }
 
 
