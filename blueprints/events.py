@@ -14,7 +14,7 @@ from blueprints.problems import problem
 from blueprints.server import server
 from lastcall.clock import boottime_ns
 from lastcall.errors import LastcallError
-from lastcall.flask import bearer_token, lastcall_of_app, require_role
+from lastcall.flask import bearer_token, require_role
 from models.changes import TOPICS, Changes
 from models.user import ADMIN
 
@@ -32,7 +32,7 @@ BEAT = "event: beat\ndata: {}\n\n"
 @require_role(ADMIN)
 @operation("Server-sent events: sessions, revocation, workers", answers={200: None}, problems=(503,))
 def events() -> Response:
-    raw, guard = bearer_token(), lastcall_of_app().guard
+    raw, guard = bearer_token(), server().lastcall.guard
     return event_stream(lambda: guard.check(raw))
 
 

@@ -142,11 +142,6 @@ def bearer_token() -> str:
     return token
 
 
-def lastcall_of_app() -> Lastcall:
-    lastcall: Lastcall = _current_context().app.extensions["lastcall"]
-    return lastcall
-
-
 current_claims = cast(Claims, LocalProxy(check_request))
 """The claims of the current request's token."""
 
