@@ -13,7 +13,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -75,13 +75,8 @@ class Housekeeper:
                 pass  # the listener says so, once
             except Exception:
                 log.exception("lastcall: housekeeping failed and goes on")
-        with_rest = self._seen.take()
-        if with_rest:
-            try:
-                with self._context():
-                    note_seen(with_rest)
-            except DatabaseAway:
-                pass
+        with suppress(DatabaseAway), self._context():
+            self._write_what_was_seen()
 
     def is_on_duty(self) -> bool:
         """True with probability 1/n for n server processes: on average one of them cleans each second."""
@@ -91,11 +86,13 @@ class Housekeeper:
         """Returns whether there may be more to clean."""
         fenced = observe_workers(self._watch)
         self._notice(fenced)
-        seen = self._seen.take()
-        if seen:
-            note_seen(seen)
+        self._write_what_was_seen()
         _alone(_CANARY_LOCK, partial(self._canary.send, fenced))
         return cleans and _clean()
+
+    def _write_what_was_seen(self) -> None:
+        if seen := self._seen.take():
+            note_seen(seen)
 
     def _notice(self, fenced: set[str]) -> None:
         if not self._changes.streams:
