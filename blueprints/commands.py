@@ -217,6 +217,6 @@ def _print_receipt(receipt: Receipt) -> None:
     if not workers.in_force:
         names = json.dumps(list(workers.unconfirmed))
         raise click.ClickException(
-            f"It is written ({ended} ended), but not in force everywhere: no word from the workers {names}"
+            f"It is written ({ended} ended), but not in force everywhere yet: no word from the workers {names}"
         )
     click.echo(f"{words.in_force(workers)}: {ended} ended (revocation {receipt.revocation_id})")

@@ -161,7 +161,7 @@ def prove_again() -> None:
     try:
         given = Proof.model_validate({"password": request.form.get("your_password", "")})
     except ValidationError:
-        raise WrongCredentials("Give your own password as well: you signed in a while ago.") from None
+        raise WrongCredentials("Give your own password as well, because you signed in a while ago.") from None
     own_password.prove_password(current_claims, given.password, client_of_request(CLIENT))
     session["proved_at"] = int(time.time())
 

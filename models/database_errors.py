@@ -16,15 +16,16 @@ log = logging.getLogger("lastcall")
 
 
 class Busy(DatabaseAway):
-    """Somebody else holds a lock on this row, so nothing was changed: try again; look for a forgotten transaction."""
+    """Somebody else holds a lock on this row, so nothing was changed: try again. If that goes on, look for a forgotten
+    transaction in the database."""
 
     code = "database_busy"
     retry_after_s = 2
 
 
 class TooSlow(DatabaseAway):
-    """The database did not get done with this in time, so nothing was changed: ask for less at once (a filter that
-    finds fewer sessions), or try again when it has less to do."""
+    """The database did not finish this in time, so nothing was changed: ask for less at once (a filter that finds
+    fewer sessions), or try again when it has less to do."""
 
     code = "database_slow"
     retry_after_s = 2

@@ -74,12 +74,12 @@ class TooManySignIns(Throttled):
 
 
 class PartlyDone(DatabaseAway):
-    """Some of what was asked for is written, and the rest is not: the database was away, busy or full."""
+    """Some of what was asked for is written, and the rest is not: the database was away, busy, slow or full."""
 
     code = "partly_done"
 
     def __init__(self, sessions_ended: int) -> None:
         super().__init__(
-            f"{sessions_ended:,} sessions have ended, and others go on: it broke off, because the database was away,"
-            " busy or full. Ask for the same again, to end the others; the history shows what is done."
+            f"{sessions_ended:,} sessions have ended, the others have not: the database was away, busy, slow or full."
+            " Ask for the same again to end them; the history shows what was done."
         )

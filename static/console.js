@@ -171,7 +171,7 @@ document.addEventListener("htmx:sendError", ({ detail }) =>
   fail(detail, "The server can't be reached. Nothing is known to have changed."),
 );
 document.addEventListener("htmx:timeout", ({ detail }) =>
-  fail(detail, "No answer until now. It may be done all the same: look at the history before you try again."),
+  fail(detail, "There has been no answer yet. It may have been done all the same: look at the history before you try again."),
 );
 
 // A table that can't be had is not called fresh: it shows what was so when it was last answered.

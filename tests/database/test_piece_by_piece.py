@@ -144,7 +144,7 @@ def test_who_is_told_of_a_failure_is_told_what_is_done_and_can_go_on(
     refuse(psql, code, in_all=6)
     answer = root.delete("/admin/sessions?client=bulk", json={"reason": "leaked"})
     assert (answer.status_code, answer.json["code"]) == (503, "partly_done")
-    assert answer.json["detail"].startswith("6 sessions have ended, and others go on")
+    assert answer.json["detail"].startswith("6 sessions have ended, the others have not")
     assert "nothing was changed" not in answer.json["detail"]
     assert history(psql) == [3, 3]
     psql.execute("DROP FUNCTION refuse CASCADE")
