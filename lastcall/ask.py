@@ -75,7 +75,10 @@ class _Question:
 
 
 class Asker:
-    """Puts `Cutoffs.refuses` to the primary, by an indexed query that begins after the request came."""
+    """Puts `Cutoffs.refuses` to the primary, by an indexed query that begins after the request came.
+
+    `conninfo` leads to the primary; `pooled` where that may be through a transaction-mode pooler.
+    """
 
     def __init__(self, conninfo: str, *, pooled: bool = False) -> None:
         self._conninfo = conninfo

@@ -22,7 +22,11 @@ def is_uuid(text: str | None) -> TypeGuard[str]:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The claims of an access token (RFC 9068, section 2.2). Times are whole seconds since 1970 UTC."""
+    """The claims of an access token (RFC 9068, section 2.2). Times are whole seconds since 1970 UTC.
+
+    `username` is `preferred_username`. Generations are both None in a token that was minted elsewhere, whose `sid`, if
+    it has one, need not be a session of ours.
+    """
 
     sub: str
     sid: str | None

@@ -51,7 +51,9 @@ class Cutoffs:
         self.lease_until_ns = 0
         """Until when, on `boottime_ns()`, this object may be believed. 0: not at all."""
         self.loaded = False
+        """Whether everything has been read once, so that there was a lease."""
         self.fenced = False
+        """Whether nothing is believed until everything has been read anew."""
         self.look: threading.Event | None = None
         """While the listener looks at what a NOTIFY is about: set once that is applied. A check that comes meanwhile
         waits for it, so that it already sees the cutoff, and leaves the interpreter to the listener."""

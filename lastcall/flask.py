@@ -96,6 +96,8 @@ class Lastcall:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
+        """Protect `app`, which then finds this as `app.extensions["lastcall"]`. No thread starts before its first
+        request, or `listener.ensure_running()`."""
         app.extensions["lastcall"] = self
         app.wsgi_app = self._listening(app.wsgi_app)  # type: ignore[method-assign, assignment]
         app.register_error_handler(LastcallError, problem_response)
@@ -107,8 +109,8 @@ class Lastcall:
         self.guard.close()
 
     def _listening(self, wsgi_app: WSGIApplication) -> WSGIApplication:
-        """With the first request the listener starts, also in a fork. Through Flask, `before_request`, to ask for it
-        would take as long as the check."""
+        """The listener starts with the first request of each process, also after a fork. It is asked for here and not
+        in Flask's `before_request`, which would take as long as the check itself."""
         ensure_running = self.listener.ensure_running
 
         def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -119,7 +121,8 @@ class Lastcall:
 
 
 def check_request() -> Claims:
-    """The claims of the request's bearer token, checked once a request. Raises what `Guard.check` raises."""
+    """The claims of the request's bearer token, checked once a request. Raises what `bearer_token` and `Guard.check`
+    raise: TokenRejected or CutoffsStale."""
     context = _current_context()
     held = vars(context.g)  # each function of `g` is another call, for each request
     claims: Claims | None = held.get("lastcall_claims")
@@ -143,11 +146,11 @@ def bearer_token() -> str:
 
 
 current_claims = cast(Claims, LocalProxy(check_request))
-"""The claims of the current request's token."""
+"""The claims of the current request's token. To use it raises what `check_request` raises."""
 
 
 def require_token(view: Callable[P, R]) -> Callable[P, R]:
-    """Let only requests with a good access token through."""
+    """Let only requests with a good access token through. The view raises what `check_request` raises."""
 
     @wraps(view)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -159,7 +162,8 @@ def require_token(view: Callable[P, R]) -> Callable[P, R]:
 
 
 def require_role(role: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let only requests through whose good access token carries `role`."""
+    """Let only requests through whose good access token carries `role`. The view raises RoleMissing, or what
+    `check_request` raises."""
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)

@@ -60,8 +60,9 @@ _BRING_BACK_S = 60
 class CutoffListener:
     """Keeps `cutoffs` true from PostgreSQL. Call `ensure_running` after the fork, and `stop` at the end.
 
-    `conninfo` must lead to the primary, directly or through a session-mode pooler. `on_change` is called in the
-    listener's thread after new cutoffs have been applied and confirmed.
+    `conninfo` must lead to the primary, directly or through a session-mode pooler. `service` and `version` are what the
+    list of workers calls this process. `on_change` is called in the listener's thread after new cutoffs have been
+    applied and confirmed.
     """
 
     def __init__(
@@ -434,7 +435,8 @@ class CutoffListener:
                         hang_up(connection)
 
     def wait_until_live(self, timeout_s: float = 10.0) -> bool:
-        """Wait until the cutoffs have been read and the lease is valid; for programs and tests, not for requests."""
+        """Wait until the cutoffs have been read and the lease is valid, and return whether it is. For programs and
+        tests, not for requests."""
         deadline = boottime_ns() + timeout_s * 1e9
         while not self.cutoffs.lease_is_valid() and boottime_ns() < deadline:
             time.sleep(0.005)

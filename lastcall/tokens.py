@@ -48,7 +48,10 @@ class Key:
 
 
 class KeyRing:
-    """The keys by `kid`. The first one signs; the others still verify, so that a rotation overlaps."""
+    """The keys by `kid`. The first one signs; the others still verify, so that a rotation overlaps.
+
+    Raises ValueError for no key at all, and for two of the same `kid`.
+    """
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self.keys = tuple(keys)
@@ -127,7 +130,7 @@ class KeyRing:
 
 
 def issue(payload: dict[str, Any], keys: KeyRing) -> str:
-    """Sign an access token (RFC 9068, section 2.1) with the first key."""
+    """Sign an access token (RFC 9068, section 2.1) with the first key. Raises ValueError when that can't sign."""
     key = keys.signing_key
     headers = {"typ": "at+jwt", "kid": key.kid}
     return jwt.encode(payload, key.signing, algorithm=key.alg, headers=headers)
