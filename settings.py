@@ -11,14 +11,16 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, get_args
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from lastcall.claims import LONGEST_LIFETIME_S
-from lastcall.cutoffs import LEASE_S
+from lastcall.cutoffs import LEASE_S, Stale
 from lastcall.tokens import KeyRing, generate_signing_key
 
+Choice = TypeVar("Choice", bound=str)
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 """As gunicorn names them, in any case; it takes any other for info."""
 ARGON2_TIME_COST, ARGON2_MEMORY_KIB = 5, 7_168
@@ -50,7 +52,7 @@ class Settings:
     refresh_ttl: int
     session_max_age: int
     lease: float
-    stale: str
+    stale: Stale
     revoke_on_role_removal: bool
     issuer: str
     audience: str
@@ -103,7 +105,7 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         refresh_ttl=refresh_ttl,
         session_max_age=session_max_age,
         lease=_number(env, "LASTCALL_LEASE", LEASE_S, 0.2, 60.0),
-        stale=_choice(env, "LASTCALL_STALE", "ask", ("ask", "refuse")),
+        stale=_choice(env, "LASTCALL_STALE", "ask", get_args(Stale)),
         revoke_on_role_removal=_boolean(env, "LASTCALL_REVOKE_ON_ROLE_REMOVAL", True),
         issuer=env.get("LASTCALL_ISSUER") or "lastcall",
         audience=env.get("LASTCALL_AUDIENCE") or "lastcall",
@@ -183,13 +185,13 @@ def _number(env: Mapping[str, str], name: str, default: float, least: float, mos
 
 
 def _choice(
-    env: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...], *, any_case: bool = False
-) -> str:
-    text = env.get(name) or default
-    choice = text.lower() if any_case else text
-    if choice not in allowed:
-        raise SettingsError(f"{name}: {_shown(text)} is not allowed; give one of {', '.join(allowed)}")
-    return choice
+    env: Mapping[str, str], name: str, default: Choice, allowed: tuple[Choice, ...], *, any_case: bool = False
+) -> Choice:
+    text: str = env.get(name) or default
+    for choice in allowed:
+        if choice == (text.lower() if any_case else text):
+            return choice
+    raise SettingsError(f"{name}: {_shown(text)} is not allowed; give one of {', '.join(allowed)}")
 
 
 def _boolean(env: Mapping[str, str], name: str, default: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from blueprints.server import Server
@@ -12,6 +12,9 @@ from lastcall.clock import boottime_ns
 from lastcall.errors import DatabaseAway
 from models.sizes import Sizes, read_sizes
 from models.worker import observed_workers
+
+# A registry is made for each scrape, so that would be the time of the scrape.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 def write_metrics(server: Server) -> tuple[bytes, str]:
@@ -25,8 +28,9 @@ def write_metrics(server: Server) -> tuple[bytes, str]:
     of_this_worker("cutoffs_in_memory", "Cutoffs that this worker holds", len(cutoffs))
     left_s = max(0.0, (cutoffs.lease_until_ns - boottime_ns()) / 1e9)
     of_this_worker("lease_left_seconds", "For how long this worker may believe its cutoffs", left_s)
-    of_this_worker("rounds_total", "Reads of the cutoffs by this worker", server.lastcall.listener.reads_done)
     of_this_worker("event_streams", "Event streams that this worker carries", server.changes.streams)
+    rounds = Counter("lastcall_rounds", "Reads of the cutoffs by this worker", ["pid"], registry=registry)
+    rounds.labels(pid).inc(server.lastcall.listener.reads_done)
     try:
         sizes, workers = read_sizes(), observed_workers(server.watch)
     except DatabaseAway:

@@ -61,7 +61,7 @@ def _operation(rule: Rule, method: str, view: Any) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
         for name in sorted(rule.arguments)
     ]
-    parameters += _query_parameters(declared.query)
+    parameters += _query_parameters(declared.query) + _headers(declared)
     if parameters:
         entry["parameters"] = parameters
     if declared.body is not None:
@@ -106,6 +106,19 @@ def _query_parameters(shape: type[BaseModel]) -> list[dict[str, Any]]:
     return [
         {"name": name, "in": "query", "required": name in required, "schema": _without_null(part)}
         for name, part in schema["properties"].items()
+    ]
+
+
+def _headers(declared: Operation) -> list[dict[str, Any]]:
+    """What a client may ask for by a header, told by what is answered then."""
+    asked = {
+        202: ("Prefer", "respond-async: return once it is written, and do not wait for the workers (RFC 7240)."),
+        304: ("If-None-Match", "The ETag of the list that you have: 304 while that is still the same (RFC 9110)."),
+    }
+    return [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": what}
+        for status, (name, what) in asked.items()
+        if status in declared.answers
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
 
+from lastcall.cutoffs import Stale
 from models.session_list import Sort, State
 from models.times import write_time
 
@@ -365,7 +366,7 @@ class SettingsAnswer(Answer):
     session_max_age: int
     longest_lifetime: int
     lease: float
-    stale: Literal["ask", "refuse"]
+    stale: Stale
     revoke_on_role_removal: bool
     algorithm: str
     window: str

@@ -37,7 +37,7 @@ def show_settings() -> Response:
         session_max_age=settings.session_max_age,
         longest_lifetime=settings.longest_lifetime,
         lease=settings.lease,
-        stale=settings.stale,  # type: ignore[arg-type]
+        stale=settings.stale,
         revoke_on_role_removal=settings.revoke_on_role_removal,
         algorithm=settings.keys.signing_key.alg,
         window=(

@@ -15,6 +15,8 @@ from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 
 Scope = Literal["everyone", "user", "session"]
+Stale = Literal["ask", "refuse"]
+"""What a process does whose lease is out: ask the database for each request, or refuse."""
 LEASE_S = 2.0
 """How long cutoffs are believed after a successful read, where nothing else is asked for (seconds)."""
 

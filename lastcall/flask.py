@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import wraps
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, get_args
 
 from flask import Flask, Request, Response, json, request
 from flask.ctx import AppContext
@@ -22,7 +22,7 @@ from werkzeug.local import LocalProxy
 
 from lastcall.ask import Asker
 from lastcall.claims import LONGEST_LIFETIME_S, Claims
-from lastcall.cutoffs import LEASE_S, Cutoffs
+from lastcall.cutoffs import LEASE_S, Cutoffs, Stale
 from lastcall.errors import CutoffsStale, LastcallError, Malformed, Missing, TokenRejected
 from lastcall.guard import Guard
 from lastcall.listener import CutoffListener
@@ -59,7 +59,7 @@ class Lastcall:
     - `on_change`: called without arguments in the listener's thread after cutoffs have changed: it must return soon.
 
     Answers of refused requests are problem details (RFC 9457) unless the application has error handlers of its own for
-    LastcallError.
+    LastcallError. Raises ValueError for another `stale`.
     """
 
     def __init__(
@@ -73,11 +73,13 @@ class Lastcall:
         ask_url: str | None = None,
         lease_s: float = LEASE_S,
         longest_lifetime_s: int = LONGEST_LIFETIME_S,
-        stale: str = "ask",
+        stale: Stale = "ask",
         service: str = "service",
         version: str = "",
         on_change: Callable[[], None] | None = None,
     ) -> None:
+        if stale not in get_args(Stale):
+            raise ValueError(f"stale is {stale!r}, and must be one of {', '.join(get_args(Stale))}")
         self.cutoffs = Cutoffs()
         pooled = ask_url not in (None, database_url)
         self.asker = Asker(ask_url or database_url, pooled=pooled) if stale == "ask" else None

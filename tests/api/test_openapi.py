@@ -55,8 +55,8 @@ def test_the_document_has_the_shape_of_openapi_3_1(document: dict[str, Any]) -> 
         assert len(names) == len(set(names))
         assert {name for place, name in names if place == "path"} == set(re.findall(r"{(\w+)}", path))
         for parameter in operation.get("parameters", []):
-            assert parameter["in"] in ("path", "query") and "schema" in parameter
-            assert parameter["required"] or parameter["in"] == "query"
+            assert parameter["in"] in ("path", "query", "header") and "schema" in parameter
+            assert parameter["required"] or parameter["in"] != "path"
     assert len(ids) == len(set(ids)) > 20
 
 
@@ -95,6 +95,14 @@ def test_what_is_guarded_says_so_with_the_problems_it_may_answer(document: dict[
                 schema = response["content"]["application/problem+json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/Problem"}
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+
+
+def test_what_a_header_may_ask_for_is_told_where_it_is_answered(document: dict[str, Any]) -> None:
+    told = {"Prefer": "202", "If-None-Match": "304"}
+    for _, _, operation in operations(document):
+        headers = {one["name"] for one in operation.get("parameters", []) if one["in"] == "header"}
+        assert headers == {name for name, status in told.items() if status in operation["responses"]}
+    assert "Prefer" in str(document["paths"]["/api/v1/admin/revocations"]["post"]["parameters"])
 
 
 def test_the_page_to_try_it_needs_nothing_from_elsewhere(client: FlaskClient) -> None:

@@ -85,6 +85,7 @@ def test_metrics_count_and_name_what_runs(client: FlaskClient, root: Actor, alic
     assert metric(client, "rounds_total") >= 2
     assert 0 < metric(client, "lease_left_seconds") <= 2
     assert metric(client, "database_up") == 1
+    assert "# TYPE lastcall_rounds_total counter" in response.text and "_created" not in response.text
 
 
 @pytest.mark.parametrize(
