@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import secure
-from flask import Flask, Response, g, redirect, request
+from flask import Flask, Response, redirect, request
 from flask.typing import ResponseReturnValue
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -26,7 +26,7 @@ from blueprints import (
 )
 from blueprints.commands import register_commands
 from blueprints.server import Server, address_of_request
-from lastcall.flask import Lastcall
+from lastcall.flask import Lastcall, held_claims
 from models import passwords
 from models.changes import Changes
 from models.database import ENGINE_OPTIONS, ENGINE_URL, apply_schema, db, transaction, use_database
@@ -135,7 +135,7 @@ def _note_sightings(app: Flask, server: Server) -> None:
 
     @app.after_request
     def note(response: Response) -> Response:
-        claims = g.get("lastcall_claims")
+        claims = held_claims()
         if claims is not None and claims.sid is not None:
             server.seen.note(claims.sid, address_of_request)
         return response

@@ -27,7 +27,7 @@ from blueprints.server import actor, client_of_request, server
 from blueprints.shapes import Given, Password, SignIn
 from lastcall.claims import Claims
 from lastcall.errors import CutoffsStale, DatabaseAway, Expired, LastcallError, Revoked
-from lastcall.flask import current_claims
+from lastcall.flask import current_claims, hold_claims
 from models import force_logout, own_password, refreshing, sign_in
 from models.errors import NotAllowed, Throttled, WrongCredentials
 from models.minting import Tokens
@@ -184,7 +184,7 @@ def _who_is_behind_the_cookie(_: str) -> Admin | None:
         return None
     if not claims.has_role(ADMIN):
         return None
-    g.lastcall_claims = claims
+    hold_claims(claims)
     return Admin(claims)
 
 

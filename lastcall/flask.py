@@ -37,6 +37,7 @@ R = TypeVar("R")
 # What is behind Flask's proxies, fetched once: an attribute through a proxy takes half as long as a whole check.
 _current_context = cast(Callable[[], AppContext], cast(Any, app_ctx)._get_current_object)
 _current_request = cast(Callable[[], Request], cast(Any, request)._get_current_object)
+_HELD = "lastcall_claims"
 
 
 class RoleMissing(LastcallError):
@@ -125,13 +126,26 @@ class Lastcall:
 def check_request() -> Claims:
     """The claims of the request's bearer token, checked once a request. Raises what `bearer_token` and `Guard.check`
     raise: TokenRejected or CutoffsStale."""
-    context = _current_context()
-    held = vars(context.g)  # each function of `g` is another call, for each request
-    claims: Claims | None = held.get("lastcall_claims")
+    # On the request itself: `g` belongs to the application's context, which somebody may have pushed before the request
+    # came. The next one would be whoever came first
+    # (tests/database/test_example.py::test_claims_never_outlive_their_request).
+    held = vars(_current_request())
+    claims: Claims | None = held.get(_HELD)
     if claims is None:
-        lastcall: Lastcall = context.app.extensions["lastcall"]
-        claims = held["lastcall_claims"] = lastcall.guard.check(bearer_token())
+        lastcall: Lastcall = _current_context().app.extensions["lastcall"]
+        claims = held[_HELD] = lastcall.guard.check(bearer_token())
     return claims
+
+
+def hold_claims(claims: Claims) -> None:
+    """Let these count for the rest of the request: claims that `Guard.check` has returned, of a token that came another
+    way than in the Authorization header."""
+    vars(_current_request())[_HELD] = claims
+
+
+def held_claims() -> Claims | None:
+    """What was checked in this request; None where nothing was, or nothing was good."""
+    return vars(_current_request()).get(_HELD)
 
 
 def bearer_token() -> str:

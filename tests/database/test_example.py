@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 from blueprints.server import Server
 from examples.protect_a_route import create_app
 from lastcall import Revoked
-from lastcall.flask import Lastcall
+from lastcall.flask import Lastcall, check_request
 from tests.actors import Actor
 from tests.conftest import MakeUser
 from tests.database.conftest import one, wait_until
@@ -81,6 +81,23 @@ def test_the_example_asks_for_a_token_and_for_the_role(example: Flask, make_user
     assert client.get("/invoices").status_code == 401
     assert ask(client, viewer, "DELETE").status_code == 403
     assert ask(client, biller, "DELETE").status_code == 204
+
+
+def test_claims_never_outlive_their_request(example: Flask, make_user: MakeUser) -> None:
+    root, alice, biller = make_user("root", "admin"), make_user("alice"), make_user("bob", "billing")
+    client = example.test_client()
+    with example.app_context():  # many push one at the start, so that the database of their models is at hand
+        assert ask(client, biller, "DELETE").status_code == 204
+        assert ask(client, alice).json["of"] == "alice"
+        assert ask(client, alice, "DELETE").status_code == 403
+        assert client.get("/invoices").status_code == 401
+    header = {"Authorization": f"Bearer {biller.token}"}
+    with example.test_request_context("/invoices", method="DELETE", headers=header):  # a request that sends others
+        assert check_request().has_role("billing")
+        assert ask(client, alice, "DELETE").status_code == 403
+        root.delete(f"/admin/sessions/{alice.user_id}")
+        assert ask(client, alice).json["code"] == "token_revoked"
+        assert check_request().username == "bob"
 
 
 def test_the_example_asks_the_database_when_its_lease_is_out(example: Flask, make_user: MakeUser) -> None:
