@@ -19,9 +19,9 @@ import psycopg
 from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
 from lastcall.cutoffs import Cutoffs, Scope
-from lastcall.errors import CutoffsStale
+from lastcall.errors import CutoffsStale, Expired
 from lastcall.hosts import connect_to_primary
-from lastcall.rows import COLUMNS, cutoff_from_row
+from lastcall.rows import columns, cutoff_from_row
 
 T = TypeVar("T")
 
@@ -30,9 +30,10 @@ PATIENCE_S = 0.25
 _IDLE_S = 60
 """PostgreSQL ends a connection that has asked nothing for so long; it is not used again after half of that."""
 
+# With the clock by which they are purged: a token whose cutoffs are gone must have expired by the same one.
 _CUTOFFS: LiteralString = f"""
-SELECT {COLUMNS} FROM cutoffs AS c
-WHERE (c.scope, c.subject) IN (('everyone', ''), ('user', %(sub)s), ('session', %(sid)s))
+SELECT extract(epoch FROM clock_timestamp())::float8, {columns()} FROM (SELECT) AS now LEFT JOIN cutoffs AS c
+    ON (c.scope, c.subject) IN (('everyone', ''), ('user', %(sub)s), ('session', %(sid)s))
 """
 # Tokens without generations can outlive a cutoff: the history remembers.
 _HISTORY: LiteralString = """
@@ -41,7 +42,7 @@ WHERE r.cutoff_at >= to_timestamp(%(iat)s)
     AND (r.scope, r.subject) IN (('everyone', ''), ('user', %(sub)s), ('session', %(sid)s))
 UNION ALL
 -- One row of the history stands for all whom a filter found: their sessions remember.
-SELECT s.ended_scope::text FROM login_sessions AS s
+SELECT coalesce(s.ended_scope::text, 'session') FROM login_sessions AS s
 WHERE s.user_id = as_uuid(%(sub)s) AND s.ended_at >= to_timestamp(%(iat)s)
     AND (s.ended_scope = 'user' OR s.id = as_uuid(%(sid)s))
 LIMIT 1
@@ -102,8 +103,12 @@ class Asker:
                 connection.close()
 
     def refuses(self, claims: Claims) -> Scope | None:
-        """The level that refuses these claims, or None. Raises CutoffsStale when there is no answer in time."""
-        return self._put(lambda connection: _who_refuses(connection, claims))
+        """The level that refuses these claims, or None. Raises Expired where they have, by the database's clock, and
+        CutoffsStale when there is no answer in time."""
+        scope, now_s = self._put(lambda connection: _who_refuses(connection, claims))
+        if claims.exp <= now_s:
+            raise Expired
+        return scope
 
     def now_s(self) -> float:
         """The database's clock (seconds since 1970 UTC). Raises CutoffsStale when there is no answer in time."""
@@ -198,16 +203,18 @@ def _read_clock(connection: psycopg.Connection) -> float:
     return float(row[0]) if row else 0.0
 
 
-def _who_refuses(connection: psycopg.Connection, claims: Claims) -> Scope | None:
+def _who_refuses(connection: psycopg.Connection, claims: Claims) -> tuple[Scope | None, float]:
+    """And the database's clock (seconds since 1970 UTC)."""
     parameters = {"sub": claims.sub, "sid": claims.sid, "iat": claims.iat}
-    found = Cutoffs()
-    for row in connection.execute(_CUTOFFS, parameters):
-        found.advance(cutoff_from_row(row))
+    found, now_s = Cutoffs(), 0.0
+    for now_s, *row in connection.execute(_CUTOFFS, parameters):
+        if row[0] is not None:
+            found.advance(cutoff_from_row(tuple(row)))
     scope = found.refuses(claims)
     if scope is None and claims.user_gen is None:
         remembered = connection.execute(_HISTORY, parameters).fetchone()
         scope = remembered[0] if remembered else None
-    return scope
+    return scope, now_s
 
 
 def hang_up(connection: psycopg.Connection) -> None:

@@ -12,11 +12,11 @@ def microseconds(column: LiteralString) -> LiteralString:
     return f"(extract(epoch FROM least(greatest({column}, 'epoch'), '2100-01-01'::timestamptz)) * 1000000)::bigint"
 
 
-COLUMNS: LiteralString = (
-    f"c.scope::text, c.subject, c.min_gen, {microseconds('c.cutoff_at')}, {microseconds('c.expires_at')}"
-)
+def columns(expires_at: LiteralString = "c.expires_at") -> LiteralString:
+    """The columns of a `Cutoff`, of the table `cutoffs AS c`."""
+    return f"c.scope::text, c.subject, c.min_gen, {microseconds('c.cutoff_at')}, {microseconds(expires_at)}"
 
 
 def cutoff_from_row(row: tuple[Any, ...]) -> Cutoff:
-    """A row selected with COLUMNS."""
+    """A row selected with `columns()`."""
     return Cutoff._make(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import LiteralString
 
-from lastcall.rows import COLUMNS, microseconds
+from lastcall.rows import columns, microseconds
 
 REGISTER: LiteralString = """
 WITH before AS (SELECT snapshot::text FROM workers WHERE id = %(id)s)
@@ -21,16 +21,21 @@ RETURNING renewals, (SELECT snapshot FROM before), xmax = 0 AS is_new
 RENEW: LiteralString = (
     "UPDATE workers SET renewals = renewals + 1, renewed_at = clock_timestamp() WHERE id = %s RETURNING renewals"
 )
+# Whoever commits late may have let sign-ins under the older generation through meanwhile, after the row's own end was
+# written: what is read now is kept as long as a token that is minted now. A session's end waits for its refreshes.
+_KEPT_UNTIL: LiteralString = """CASE c.scope WHEN 'session' THEN c.expires_at ELSE greatest(
+    c.expires_at, clock_timestamp() + make_interval(secs => everyone.access_ttl_s) + cutoff_leeway()
+) END"""
 # One statement, so one snapshot: the rows are exactly those that the position speaks of. What the position before has
 # in it was read then: while an old transaction stays open, xmin stands still, and a million rows may lie above it.
 READ_NEW: LiteralString = f"""
 SELECT
     pg_current_snapshot()::text, {microseconds("clock_timestamp()")}, {microseconds("everyone.purged_until")},
-    {microseconds("everyone.purged_at")}, {COLUMNS}
+    {microseconds("everyone.purged_at")}, {columns(_KEPT_UNTIL)}
 FROM everyone LEFT JOIN cutoffs AS c
     ON c.xid >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_snapshot(c.xid, $1::pg_snapshot)
 """
-READ_ALL: LiteralString = f"SELECT {COLUMNS} FROM cutoffs AS c"
+READ_ALL: LiteralString = f"SELECT {columns(_KEPT_UNTIL)} FROM cutoffs AS c CROSS JOIN everyone"
 # No connection outlives a crash, so the position is of the incarnation that is there now. The number: what was sent on
 # a connection that was hung up, and comes late, must not replace what a later one has said.
 CONFIRM: LiteralString = """

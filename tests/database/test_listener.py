@@ -266,6 +266,27 @@ def test_a_transaction_that_began_early_and_commits_late_is_not_skipped(
     assert refuses(cutoffs, "slow", 0)
 
 
+@pytest.mark.usefixtures("listener")
+def test_a_cutoff_whose_transaction_commits_late_is_kept_as_long_as_tokens_of_until_then(
+    psql: psycopg.Connection, database_url: str, cutoffs: Cutoffs, catch_up: CatchUp
+) -> None:
+    """Its end was written long before the COMMIT, and people signed in meanwhile."""
+    psql.execute("SELECT raise_cutoff('user', 'ann', 3, now() - interval '1 min')")
+    catch_up()
+    started_later = Cutoffs()
+    listener = CutoffListener(database_url, started_later)
+    listener.ensure_running()
+    assert listener.wait_until_live()
+    for held in (cutoffs, started_later):
+        held.forget(held.now_s() + 290)
+        assert refuses(held, "ann", 2), "a token of before the COMMIT lives for 300 s"
+        held.forget(held.now_s() + 340)
+        assert not refuses(held, "ann", 2)
+    listener._stopping.set()
+    psql.execute("NOTIFY lastcall_cutoffs")
+    listener.stop()
+
+
 def test_the_row_of_a_worker_says_who_it_is_and_goes_when_it_stops(
     psql: psycopg.Connection, listener: CutoffListener, cutoffs: Cutoffs
 ) -> None:
