@@ -35,7 +35,7 @@ _hash = hash_function()
 
 
 class Answers(Protocol):
-    """Who answers for a worker whose lease is out: `lastcall.ask.Asker`."""
+    """Who answers for a worker whose lease is out, by the database's cutoffs and clock: `lastcall.ask.Asker`."""
 
     def refuses(self, claims: Claims) -> Scope | None: ...
 
@@ -87,7 +87,8 @@ class Guard:
             raise Malformed
         digest = _hash(raw.encode("ascii")).digest()
         claims = self._memo.get(digest)
-        if claims is None:
+        # What is compared by time is good from its second on, also after the clock has stepped back behind that.
+        if claims is None or (claims.user_gen is None and claims.iat > self.cutoffs.now_s()):
             claims = self._verify(raw, digest)
         cutoffs = self.cutoffs
         if (look := cutoffs.look) is not None:
@@ -120,6 +121,8 @@ class Guard:
         claims = verify(
             raw, self.keys, issuer=self.issuer, audience=self.audience, longest_lifetime_s=self.longest_lifetime_s
         )
+        if not self.cutoffs.loaded:
+            raise CutoffsStale  # nor is the database's clock known, by which times are judged
         self._refuse_what_is_ahead(claims)
         if len(self._memo) >= MEMO_SIZE:
             for oldest in list(self._memo)[: MEMO_SIZE // 8]:
@@ -130,8 +133,10 @@ class Guard:
     def _refuse_what_is_ahead(self, claims: Claims) -> None:
         """Refuse times in the future: an issuer's clock may be a little fast where generations decide. A token without
         them is compared by its `iat`, which must not outrun a cutoff. Raises Malformed or Invalid."""
-        now_s = max(self.cutoffs.now_s(), self.cutoffs.newest_us / 1e6)
-        if self._is_ahead(claims, now_s) and self._asker is not None and self.cutoffs.loaded:
+        now_s = self.cutoffs.now_s()
+        if claims.user_gen is not None:  # from before the clock stepped back
+            now_s = max(now_s, self.cutoffs.newest_us / 1e6)
+        if self._is_ahead(claims, now_s) and self._asker is not None:
             now_s = max(now_s, self._asker.now_s())  # the clock may have stepped since it was read last
         if claims.exp > now_s + self.longest_lifetime_s + FAST_CLOCK_S:
             raise Malformed
@@ -147,7 +152,8 @@ class Guard:
         )
 
     def _refused_by_the_database(self, claims: Claims) -> Scope | None:
-        """Ask. A worker that has not read its cutoffs yet, or is fenced, does not even ask: it answers 503."""
+        """Ask. A worker that has not read its cutoffs yet, or is fenced, does not even ask: it answers 503. Raises
+        CutoffsStale, or Expired by the database's clock."""
         if self._asker is None or self.cutoffs.fenced or not self.cutoffs.loaded:
             raise CutoffsStale
         return self._asker.refuses(claims)

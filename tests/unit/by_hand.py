@@ -70,6 +70,7 @@ class RecordingAsker:
 
     def __init__(self, answer: Scope | None = None) -> None:
         self.answer = answer
+        self.clock_s = float(NOW_S)
         self.asked: list[Claims] = []
 
     def refuses(self, claims: Claims) -> Scope | None:
@@ -77,7 +78,7 @@ class RecordingAsker:
         return self.answer
 
     def now_s(self) -> float:
-        return NOW_S
+        return self.clock_s
 
     def close(self) -> None:
         """Nothing was opened."""
