@@ -206,15 +206,15 @@ def _read_clock(connection: psycopg.Connection) -> float:
 def _who_refuses(connection: psycopg.Connection, claims: Claims) -> tuple[Scope | None, float]:
     """And the database's clock (seconds since 1970 UTC)."""
     parameters = {"sub": claims.sub, "sid": claims.sid, "iat": claims.iat}
-    found, now_s = Cutoffs(), 0.0
-    for now_s, *row in connection.execute(_CUTOFFS, parameters):
+    found, rows = Cutoffs(), connection.execute(_CUTOFFS, parameters).fetchall()
+    for _, *row in rows:
         if row[0] is not None:
             found.advance(cutoff_from_row(tuple(row)))
     scope = found.refuses(claims)
     if scope is None and claims.user_gen is None:
         remembered = connection.execute(_HISTORY, parameters).fetchone()
         scope = remembered[0] if remembered else None
-    return scope, now_s
+    return scope, rows[0][0]
 
 
 def hang_up(connection: psycopg.Connection) -> None:
