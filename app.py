@@ -29,14 +29,14 @@ from blueprints.server import Server, address_of_request
 from lastcall.flask import Lastcall, held_claims
 from models import passwords
 from models.changes import Changes
-from models.database import ENGINE_OPTIONS, ENGINE_URL, apply_schema, db, transaction, use_database
+from models.database import ENGINE_OPTIONS, ENGINE_URL, apply_schema, db, is_same_database, transaction, use_database
 from models.everyone import note_access_ttl
 from models.housekeeping import Housekeeper
 from models.patience import Patience
 from models.seen import Seen
 from models.user import ensure_first_admin
 from models.worker import SERVER, WorkerWatch
-from settings import Settings, settings_of_process
+from settings import Settings, SettingsError, settings_of_process
 
 LARGEST_BODY = 64 * 1024
 """Longer bodies are refused before they are read (bytes)."""
@@ -89,8 +89,13 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def prepare_database(settings: Settings) -> str | None:
-    """Apply schema.sql and make the first admin where there is none. Returns the password invented for it, or None."""
+    """Apply schema.sql and make the first admin where there is none. Returns the password invented for it, or None.
+    Raises SettingsError where the listener's URL leads to another database."""
     apply_schema(settings.database_url)
+    if not is_same_database(settings.database_url, settings.listen_url):
+        raise SettingsError(
+            "LASTCALL_LISTEN_URL: leads to another database than DATABASE_URL; both must lead to the same primary"
+        )
     with create_app(settings).app_context():
         with transaction():
             note_access_ttl(settings.access_ttl, exactly=True)
@@ -101,7 +106,7 @@ def prepare_database(settings: Settings) -> str | None:
 
 
 def _server(app: Flask, settings: Settings) -> Server:
-    changes, watch, seen = Changes(), WorkerWatch(), Seen()
+    changes, seen = Changes(), Seen()
     guarding = Lastcall(
         database_url=settings.listen_url,
         ask_url=settings.database_url,
@@ -115,6 +120,7 @@ def _server(app: Flask, settings: Settings) -> Server:
         version=lastcall.__version__,
         on_change=lambda: changes.note("revocation"),
     )
+    watch = WorkerWatch(lambda: guarding.listener.worker_id if guarding.cutoffs.lease_is_valid() else None)
     housekeeper = Housekeeper(app.app_context, watch, seen, changes)
     patience = Patience(
         lambda: guarding.listener.database_is_silent, lambda: guarding.asker.answered_ns if guarding.asker else 0

@@ -55,13 +55,16 @@ def confirm(
         rows, fenced = reading.rows, watch.observe(reading, asked_ns, boottime_ns())
         confirmed = [row.id for row in rows if row.confirmed]
         waiting = [row.id for row in rows if not row.confirmed and row.id not in fenced]
+        own = watch.own_worker()
+        if own is not None and own not in {row.id for row in rows}:  # the table does not tell of all: of another
+            waiting.append(own)  # database than the listener's, or somebody has emptied it
         settled = watch.has_settled(asked_ns)
         late = boottime_ns() - started_ns > patience_s * 1e9
         if (settled and not waiting) or late:
             return Confirmation(
                 live=len(confirmed) + len(waiting),
                 confirmed=len(confirmed),
-                fenced=len(rows) - len(confirmed) - len(waiting),
+                fenced=sum(row.id in fenced and not row.confirmed for row in rows),
                 elapsed_ms=round((boottime_ns() - since_ns) / 1e6, 1),
                 unconfirmed=tuple(waiting),
                 settled=settled,

@@ -202,6 +202,26 @@ def _apply_schema(url: str) -> None:
         connection.execute(SCHEMA.read_bytes())
 
 
+def is_same_database(url: str, other: str) -> bool:
+    """Whether both lead to the same database, whose schema is there. Also True where `other` does not answer: whoever
+    uses it says so. Raises psycopg.Error."""
+    if url == other:
+        return True
+    found = []
+    for one in (url, other):
+        try:
+            with psycopg.connect(one, connect_timeout=5) as connection:
+                connection.execute("INSERT INTO incarnation DEFAULT VALUES ON CONFLICT DO NOTHING")
+                found.append(connection.execute("SELECT id, current_database() FROM incarnation").fetchone())
+        except psycopg.errors.UndefinedTable:
+            return False
+        except psycopg.OperationalError:
+            if one == url:
+                raise
+            return True
+    return found[0] == found[1]
+
+
 def expected_rows(query: Select[Any] | CompoundSelect[Any]) -> int:
     """How many rows the planner expects of a query of one column. Within a transaction under way."""
     plan = db.session.execute(query, execution_options={_EXPLAIN: True}).scalar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -62,7 +63,9 @@ class WorkerWatch:
     what it sent last was sent before we first saw it, and its lease counts from before it was sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_worker: Callable[[], str | None] = lambda: None) -> None:
+        self.own_worker = own_worker
+        """The id of this very process among the workers, while it has a lease."""
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[int, int]] = {}  # id -> renewals, and when we first saw this number
         self._incarnation: tuple[str, int] = ("", 0)  # and when we first saw it

@@ -9,13 +9,15 @@ import pytest
 from flask import current_app
 from sqlalchemy import text
 
-from app import create_app
+from app import create_app, prepare_database
 from lastcall.clock import boottime_ns
 from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, transaction
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
 from models.shelves import read_shelves
-from settings import from_environment
+from settings import SettingsError, from_environment
+from tests.conftest import TEMPLATE
+from tools.postgres import EmbeddedPostgres
 
 
 @pytest.fixture
@@ -131,3 +133,19 @@ def test_times_are_utc_whatever_the_database_says(
             moment = db.session.scalar(text("SELECT now()"))
         db.engine.dispose()
     assert moment.tzinfo == UTC
+
+
+def test_a_listener_of_another_database_stops_the_start(
+    postgres: EmbeddedPostgres, environment: dict[str, str], pooled: dict[str, str]
+) -> None:
+    prepare_database(from_environment(pooled))
+    prepare_database(from_environment(pooled | {"LASTCALL_LISTEN_URL": "postgresql://127.0.0.1:1/nobody"}))
+    try:
+        for template in (TEMPLATE, "template0"):
+            other = {"LASTCALL_LISTEN_URL": postgres.create_database("elsewhere", template)}
+            with pytest.raises(SettingsError, match=r"^LASTCALL_LISTEN_URL: leads to another database") as refused:
+                prepare_database(from_environment(environment | other))
+            assert "\n" not in str(refused.value)
+            postgres.drop_database("elsewhere")
+    finally:
+        postgres.drop_database("elsewhere")

@@ -85,6 +85,18 @@ def test_the_time_that_a_reading_takes_counts_for_nobody(monkeypatch: pytest.Mon
     assert table.log.count("rows") == 5
 
 
+def test_who_confirms_waits_for_his_own_row_while_he_has_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has emptied the table of the workers, or his listener's database is another one."""
+    done, own = WorkerRow("a", 1, 2.0, True), WorkerRow("own", 1, 2.0, True)
+    Table(monkeypatch, [done], [done, own])
+    found = confirmation.confirm("7", WorkerWatch(lambda: "own"))
+    assert (found.live, found.confirmed, found.fenced, found.in_force) == (2, 2, 0, True)
+    Table(monkeypatch, [])
+    found = confirmation.confirm("7", WorkerWatch(lambda: "own"), patience_s=3.0)
+    assert (found.live, found.unconfirmed, found.in_force) == (1, ("own",), False)
+    assert confirmation.confirm("7", WorkerWatch(lambda: None)).in_force
+
+
 def test_a_worker_without_leases_is_named_and_never_taken_for_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     Table(monkeypatch, [WorkerRow("old", 1, None, False)])
     found = confirmation.confirm("7", WorkerWatch(), patience_s=3.0)
