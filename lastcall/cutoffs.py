@@ -6,10 +6,12 @@ Every level only ever rises, so duplicates, reordering and replays are harmless 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
+from weakref import WeakSet
 
 from lastcall.claims import Claims
 from lastcall.clock import boottime_ns
@@ -41,6 +43,7 @@ class Cutoffs:
     """Everyone's, users' and sessions' cutoffs, with the lease of the worker that holds them."""
 
     def __init__(self) -> None:
+        _of_this_process.add(self)
         self.everyone_gen = 0
         self.everyone_at_us = 0
         self._users: dict[str, int] = {}
@@ -176,3 +179,15 @@ class Cutoffs:
         """Believe nothing from here until everything has been read anew."""
         self.lease_until_ns = 0
         self.fenced = True
+
+
+_of_this_process: WeakSet[Cutoffs] = WeakSet()
+
+
+def _believe_nothing() -> None:
+    """In a fork nobody listens, until a listener starts there: its parent's lease is not its own."""
+    for cutoffs in _of_this_process:
+        cutoffs.lease_until_ns, cutoffs.look = 0, None
+
+
+os.register_at_fork(after_in_child=_believe_nothing)

@@ -440,6 +440,7 @@ parent = listener.worker_id
 if (child := os.fork()) == 0:
     problem = 1
     try:
+        assert not listener.cutoffs.lease_is_valid(), "a lease of the parent's counts in no fork"
         listener.ensure_running()
         listener.ensure_running()
         assert listener._thread.is_alive() and listener.worker_id != parent
