@@ -144,7 +144,11 @@ document.addEventListener(
 );
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
-  if (event.target.closest("[data-dismiss]")) status.replaceChildren();
+  const dismissed = event.target.closest("[data-dismiss]")?.parentElement;
+  if (!dismissed) return;
+  if (status?.contains(dismissed)) status.replaceChildren();
+  else dismissed.remove();
+  status?.focus({ preventScroll: true });
 });
 document.addEventListener("lastcall:done", () => {
   document.querySelector("dialog[open]")?.close();
@@ -154,6 +158,17 @@ document.addEventListener("lastcall:done", () => {
 // A session that has been ended is not ended again while its row is still there.
 document.addEventListener("htmx:afterRequest", ({ detail }) => {
   if (detail.successful && isChange(detail) && detail.elt.closest("[data-rows]")) detail.elt.disabled = true;
+});
+
+// A button that is disabled while it is at work loses the focus: it has it again, or the receipt has, and not the top of
+// the page.
+document.addEventListener("htmx:beforeRequest", ({ detail }) => {
+  const focused = document.activeElement;
+  if (!isChange(detail) || !detail.elt.contains(focused)) return;
+  detail.xhr.addEventListener("loadend", () => {
+    if (document.activeElement !== focused && document.activeElement !== document.body) return;
+    (focused.isConnected && !focused.disabled ? focused : status).focus({ preventScroll: true });
+  });
 });
 
 // Errors: what happened, why, what to do next; the server's words.
@@ -209,7 +224,8 @@ function fail({ elt, target }, text) {
   alert.className = "mistake alert alert-danger shadow mb-0";
   alert.setAttribute("role", "alert");
   alert.textContent = text;
-  place.prepend(alert);
+  place.insertBefore(alert, place.querySelector(".answers")); // in a dialog where one looks: at the button
+  alert.scrollIntoView({ block: "nearest" });
   if (place.id === "toasts") setTimeout(() => alert.remove(), 12000);
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import psycopg
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import MakePerson, SignIn
 from tests.conftest import PASSWORD
@@ -358,3 +358,34 @@ def test_a_table_that_has_not_changed_is_not_sent_again(sign_in: SignIn, make_pe
     expect(row_of(page, "this is you")).to_have_count(0)
     page.get_by_role("searchbox", name="Search sessions").fill("")
     expect(row_of(page, "this is you")).to_have_count(1)
+
+
+def test_the_focus_is_never_thrown_to_the_top_of_the_page(sign_in: SignIn, make_person: MakePerson) -> None:
+    alice = make_person("alice")
+    page = sign_in()
+    status = page.get_by_role("status")
+    page.locator(f"#end-{alice['session_id']}").press("Enter")  # disabled while it is asked for, and gone afterwards
+    expect(status).to_have_text(RECEIPT)
+    expect(status).to_be_focused()
+    expect(row_of(page, "alice")).to_have_count(0)
+    expect(status).to_be_focused()
+    status.get_by_role("button", name="Dismiss").press("Enter")
+    expect(status).to_be_empty()
+    expect(status).to_be_focused()
+
+
+def test_what_went_wrong_is_in_view_beside_the_button_that_was_pressed(sign_in: SignIn) -> None:
+    page = sign_in(viewport={"width": 640, "height": 360})  # 1280 by 720 at 200 %
+    page.route("**/everyone/logout", lambda route: route.fallback() if route.request.method == "GET" else refuse(route))
+    page.get_by_role("button", name="Log out all users").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("to confirm").fill("log out all users")
+    button = dialog.get_by_role("button", name="Log out all users")
+    button.press("Enter")
+    expect(dialog.get_by_role("alert")).to_have_text("wrong password")
+    expect(dialog.get_by_role("alert")).to_be_in_viewport(ratio=1)
+    expect(button).to_be_focused()
+
+
+def refuse(route: Route) -> None:
+    route.fulfill(status=401, json={"detail": "wrong password"})
