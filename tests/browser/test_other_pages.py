@@ -168,6 +168,7 @@ def test_a_table_that_is_not_answered_says_as_of_when_it_is(sign_in: SignIn) -> 
     page.evaluate("htmx.trigger('#workers', 'lastcall:changed')")
     expect(stale).to_have_attribute("data-stale", re.compile(r"As of \d\d:\d\d:\d\d UTC"))
     assert page.evaluate("getComputedStyle(document.querySelector('#workers'), '::before').content") != "none"
+    expect(stale.get_by_role("table")).to_have_css("opacity", "1")  # its buttons still work, and are read
     page.unroute_all()
     page.evaluate("htmx.trigger('#workers', 'lastcall:changed')")
     expect(stale).to_have_count(0)
@@ -211,6 +212,28 @@ def test_the_pages_are_accessible(sign_in: SignIn, make_person: MakePerson, sche
     expect(page.get_by_role("status")).to_contain_text("In force")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
+
+
+def test_what_has_the_focus_is_outlined_even_where_colours_are_forced(sign_in: SignIn) -> None:
+    page = sign_in(forced_colors="active")
+    page.get_by_role("link", name="API").focus()
+    kinds = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        expect(page.locator(":focus")).to_have_css("outline-width", "2px")
+        expect(page.locator(":focus")).to_have_css("outline-style", "solid")
+        kinds.add(page.evaluate("document.activeElement.tagName"))
+    assert kinds >= {"A", "BUTTON", "INPUT", "SELECT"}
+
+
+@pytest.mark.parametrize("width", [800, 1000, 1280])
+def test_the_state_and_the_order_are_not_cut_off(sign_in: SignIn, width: int) -> None:
+    page = sign_in(viewport={"width": width, "height": 800})
+    for name in ("State", "Order"):
+        widths = page.get_by_label(name).evaluate(
+            "(field) => [field.offsetWidth, (field.style.width = 'max-content', field.offsetWidth)]"
+        )
+        assert widths[0] >= widths[1], name
 
 
 @pytest.mark.parametrize("width", [1280, 390])

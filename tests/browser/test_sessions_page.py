@@ -389,3 +389,19 @@ def test_what_went_wrong_is_in_view_beside_the_button_that_was_pressed(sign_in: 
 
 def refuse(route: Route) -> None:
     route.fulfill(status=401, json={"detail": "wrong password"})
+
+
+def test_the_receipt_hides_nothing_that_has_the_focus(sign_in: SignIn, gunicorn: Gunicorn) -> None:
+    for _ in range(8):
+        gunicorn.sign_in("admin", PASSWORD)
+    page = sign_in(viewport={"width": 800, "height": 500}, reduced_motion="reduce")
+    page.locator("[id^=end-]").last.click()
+    expect(page.get_by_role("status")).to_have_text(RECEIPT)
+    expect(page.locator("[id^=session-]")).to_have_count(8)
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("[id^=logout-]").first.focus()
+    top = page.get_by_role("status").bounding_box()["y"]
+    for _ in range(20):
+        box = page.locator(":focus").bounding_box()
+        assert box["y"] + box["height"] <= top
+        page.keyboard.press("Tab")
