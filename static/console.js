@@ -177,17 +177,19 @@ document.addEventListener("htmx:responseError", ({ detail }) => {
   try {
     problem = JSON.parse(detail.xhr.responseText);
   } catch {
-    problem.detail = `The server answered ${detail.xhr.status}. Try again.`;
+    problem.detail = `The server answered ${detail.xhr.status}. ${whatNow(detail)}`;
   }
   if (isTable(detail.target) && problem.errors && sayAtTheFilter(problem.errors)) markAsOld(detail.target);
   else fail(detail, problem.detail);
 });
 document.addEventListener("htmx:sendError", ({ detail }) =>
-  fail(detail, "The server can't be reached. Nothing is known to have changed."),
+  fail(detail, `The server can't be reached. ${whatNow(detail)}`),
 );
-document.addEventListener("htmx:timeout", ({ detail }) =>
-  fail(detail, "There has been no answer yet. It may have been done all the same: look at the history before you try again."),
-);
+document.addEventListener("htmx:timeout", ({ detail }) => fail(detail, `There has been no answer yet. ${whatNow(detail)}`));
+const whatNow = (detail) =>
+  isChange(detail)
+    ? "It may have been done all the same: look at the history before you try again."
+    : "Nothing was changed: try again.";
 
 // A table that can't be had is not called fresh: it shows what was so when it was last answered.
 const clock = () => new Date().toISOString().slice(11, 19);
@@ -199,6 +201,7 @@ document.addEventListener("htmx:afterRequest", ({ detail: { successful, target }
   if (!successful || !isTable(target)) return;
   answered.set(target, clock());
   delete target.dataset.stale;
+  document.querySelector("#toasts .look")?.remove();
   sayAtTheFilter([]);
 });
 
@@ -216,18 +219,34 @@ function sayAtTheFilter(errors) {
 }
 
 // In the dialog only what the dialog itself asked for: a table behind it may look, and fail, meanwhile.
+// It stays until it is over (a look), or until the next act or its ×: nobody knows how long one takes to read it. A look
+// that fails again for the same reason is not read aloud again, and does not cover what an act was told.
 function fail({ elt, target }, text) {
-  if (isTable(target)) markAsOld(target);
-  const place = elt.closest("dialog")?.querySelector("form") ?? document.getElementById("toasts");
-  place.querySelector(".mistake")?.remove();
+  const kind = isTable(target) ? "look" : "act";
+  if (kind === "look") markAsOld(target);
+  const dialog = elt.closest("dialog");
+  const place = dialog?.querySelector("form") ?? document.getElementById("toasts");
+  const old = place.querySelector(`.${kind}`);
+  if (kind === "look" && old?.textContent === text) return;
+  old?.remove();
   const alert = document.createElement("div");
-  alert.className = "mistake alert alert-danger shadow mb-0";
+  alert.className = `${kind} alert alert-danger shadow mb-0 pe-auto`;
   alert.setAttribute("role", "alert");
   alert.textContent = text;
+  if (!dialog) {
+    const button = document.createElement("button");
+    button.className = "btn-close";
+    button.dataset.dismiss = "";
+    button.setAttribute("aria-label", "Dismiss");
+    alert.classList.add("alert-dismissible");
+    alert.append(button);
+  }
   place.insertBefore(alert, place.querySelector(".answers")); // in a dialog where one looks: at the button
   alert.scrollIntoView({ block: "nearest" });
-  if (place.id === "toasts") setTimeout(() => alert.remove(), 12000);
 }
+document.addEventListener("htmx:beforeRequest", ({ detail: { target } }) => {
+  if (!isTable(target)) document.querySelectorAll(".act").forEach((alert) => alert.remove());
+});
 
 // Live: one stream a visible tab. It only says that something has changed; the tables then ask for themselves.
 const status = document.querySelector("[data-events]");

@@ -405,3 +405,47 @@ def test_the_receipt_hides_nothing_that_has_the_focus(sign_in: SignIn, gunicorn:
         box = page.locator(":focus").bounding_box()
         assert box["y"] + box["height"] <= top
         page.keyboard.press("Tab")
+
+
+def test_an_act_without_an_answer_may_be_done_and_a_look_changes_nothing(
+    sign_in: SignIn, make_person: MakePerson
+) -> None:
+    alice = make_person("alice")
+    page = sign_in()
+    toast = page.locator("#toasts").get_by_role("alert")
+    page.route("**/logout", lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
+    row_of(page, "alice").get_by_role("button", name="Force logout").click()
+    expect(toast).to_have_text("The server answered 502. Nothing was changed: try again.")
+    page.route("**/end", lambda route: route.fulfill(status=504, body="<h1>Gateway time-out</h1>"))
+    page.locator(f"#end-{alice['session_id']}").click()
+    expect(toast).to_contain_text("The server answered 504. It may be done all the same: look at the history")
+    toast.get_by_role("button", name="Dismiss").click()
+    expect(toast).to_have_count(0)
+
+
+def test_a_look_that_fails_again_and_again_is_told_once_and_hides_no_other_mistake(
+    sign_in: SignIn, make_person: MakePerson
+) -> None:
+    alice = make_person("alice")
+    page = sign_in()
+    toasts = page.locator("#toasts").get_by_role("alert")
+    away = {"detail": "away"}
+    page.route("**/console/sessions?*", lambda route: route.fulfill(status=503, json=away))
+    page.route("**/end", lambda route: route.fulfill(status=503, json=away))
+
+    def look() -> None:
+        with page.expect_response(lambda response: "/console/sessions?" in response.url):
+            page.evaluate("htmx.trigger('#sessions', 'lastcall:changed')")
+
+    look()
+    expect(toasts).to_have_text(["away"])
+    page.evaluate("told = document.querySelector('#toasts [role=alert]')")
+    look()
+    page.locator(f"#end-{alice['session_id']}").click()
+    expect(toasts).to_have_text(["away", "away"])
+    look()
+    assert page.evaluate("told.isConnected")
+    page.unroute("**/console/sessions?*")
+    look()
+    expect(toasts).to_have_text(["away"])  # that of the act
+    assert not page.evaluate("told.isConnected")
