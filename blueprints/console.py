@@ -114,6 +114,8 @@ def enter() -> ResponseReturnValue:
         return _door(error.detail, 403)
     except Throttled as error:
         return _door(f"{error.detail} Try again in {error.retry_after_s} s.", 429, error.retry_after_s)
+    except DatabaseAway as error:
+        return _door(error.detail, 503, error.retry_after_s)
     session.clear()  # nothing from before the sign-in goes on (session fixation)
     keep_tokens(tokens)
     session["proved_at"] = int(time.time())
@@ -232,7 +234,9 @@ def _to_the_door() -> Response:
     session.clear()
     if session_flashes:
         session["_flashes"] = session_flashes
-    here = request.full_path.rstrip("?") if request.method == "GET" and not is_fragment() else None
+    here = request.full_path.rstrip("?") if request.method == "GET" else None
+    if is_fragment():  # back to the page that asked, with its filter
+        here = _without_host(request.headers.get("HX-Current-URL", ""))
     door = url_for("console.login", next=here)
     if is_fragment():
         return refuse({"HX-Redirect": door})
@@ -261,6 +265,13 @@ def _let_nobody_store(response: Response) -> Response:
     if request.path.startswith("/console"):
         response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _without_host(url: str) -> str | None:
+    try:
+        return urlsplit(url)._replace(scheme="", netloc="").geturl() or None
+    except ValueError:
+        return None
 
 
 def _host_of(url: str) -> str | None:

@@ -8,6 +8,7 @@ from flask import Blueprint, render_template
 from flask.typing import ResponseReturnValue
 
 from blueprints.console import signed_in
+from blueprints.console_sessions import table_of
 from blueprints.operation import query_given, read_form
 from blueprints.server import server
 from blueprints.shapes import Paging
@@ -26,7 +27,7 @@ def history() -> ResponseReturnValue:
 @bp.get("/history/table")
 @signed_in
 def history_table() -> ResponseReturnValue:
-    return render_template("_history_table.html", **history_context())
+    return table_of("console_pages.history", render_template("_history_table.html", **history_context()))
 
 
 def history_context() -> dict[str, Any]:

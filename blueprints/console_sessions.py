@@ -39,15 +39,14 @@ def page() -> ResponseReturnValue:
 @bp.get("/sessions")
 @signed_in
 def table() -> ResponseReturnValue:
-    """The table alone. The address bar follows the filter, so that a reload and a shared link show the same."""
-    response = unless_known(render_template("_sessions_table.html", **sessions_context()))
-    response.headers["HX-Replace-Url"] = url_for("console_sessions.page", **query_given())
-    return response
+    return table_of("console_sessions.page", render_template("_sessions_table.html", **sessions_context()))
 
 
-def unless_known(fragment: str) -> Response:
-    """A look is answered by 304 while nothing changes: static/console.js."""
+def table_of(page: str, fragment: str) -> Response:
+    """The table alone. The address bar follows the filter, so that a reload, «back» and a shared link show the same.
+    A look is answered by 304 while nothing changes: static/console.js."""
     response = make_response(fragment)
+    response.headers["HX-Replace-Url"] = url_for(page, **query_given())
     response.add_etag()
     response.make_conditional(request)
     return response

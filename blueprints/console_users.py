@@ -9,7 +9,7 @@ from flask import Blueprint, Response, render_template, request
 from flask.typing import ResponseReturnValue
 
 from blueprints.console import proof_is_fresh, prove_again, signed_in
-from blueprints.console_sessions import done, reason_given, unless_known
+from blueprints.console_sessions import done, reason_given, table_of
 from blueprints.operation import query_given, read_form
 from blueprints.server import actor, server
 from blueprints.shapes import NewUser, RolesGiven, UserChange, UserQuery
@@ -30,7 +30,7 @@ def page() -> ResponseReturnValue:
 @bp.get("/table")
 @signed_in
 def table() -> ResponseReturnValue:
-    return unless_known(render_template("_users_table.html", **users_context()))
+    return table_of("console_users.page", render_template("_users_table.html", **users_context()))
 
 
 def users_context() -> dict[str, Any]:

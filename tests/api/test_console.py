@@ -370,6 +370,30 @@ def test_guessing_is_throttled_at_the_door_as_well(client: FlaskClient, root: Ac
     assert response.status_code == 429 and int(seconds) > 0 and f"Try again in {seconds} s." in response.text
 
 
+def test_who_signs_in_while_the_database_is_away_keeps_the_form(
+    client: FlaskClient, root: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise DatabaseAway
+
+    monkeypatch.setattr("blueprints.console.sign_in.sign_in", away)
+    response = enter(client, next="/console/users?q=carol")
+    assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
+    assert "try again shortly" in response.text and 'value="root"' in response.text
+    assert 'value="/console/users?q=carol"' in response.text
+
+
+def test_a_fragment_leads_back_to_the_page_that_asked_and_nowhere_else(client: FlaskClient) -> None:
+    for asked, back in (
+        ("http://localhost/console/users?q=carol", "/console/login?next=/console/users?q%3Dcarol"),
+        ("http://[", "/console/login"),
+        ("", "/console/login"),
+    ):
+        headers = {"HX-Request": "true", "HX-Current-URL": asked}
+        assert client.get("/console/users/table", headers=headers).headers["HX-Redirect"] == back
+    assert 'name="next" value="/console/"' in client.get("/console/login?next=//evil.example/console/").text
+
+
 def test_a_fragment_that_has_not_changed_is_a_304(browser: FlaskClient) -> None:
     first = browser.get("/console/workers/table")
     assert first.status_code == 200

@@ -259,3 +259,43 @@ def test_the_picture_of_the_readme_shows_a_receipt(sign_in: SignIn, make_person:
     if folder:
         Path(ROOT / folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=ROOT / folder / "sessions.png", animations="disabled")
+
+
+def test_who_comes_back_finds_what_he_had_searched_for(sign_in: SignIn, make_person: MakePerson) -> None:
+    for name in ("alice", "bob"):
+        make_person(name)
+    page = sign_in()
+    go_to(page, "Users")
+    page.get_by_role("searchbox", name="Search users").fill("ali")
+    expect(page.get_by_role("row").filter(has_text="bob")).to_have_count(0)
+    page.get_by_role("link", name="1 session").click()
+    expect(page.get_by_role("link", name="only alice")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("searchbox", name="Search users")).to_have_value("ali")
+    expect(page.get_by_role("row").filter(has_text="alice")).to_have_count(1)
+    expect(page.get_by_role("row").filter(has_text="bob")).to_have_count(0)
+
+
+def test_who_was_signed_out_comes_back_to_the_page_with_its_filter(sign_in: SignIn, gunicorn: Gunicorn) -> None:
+    page = sign_in()
+    page.get_by_role("searchbox", name="Search sessions").fill("curl")
+    expect(page).to_have_url(re.compile("q=curl"))
+    admin = gunicorn.sign_in("admin", PASSWORD)
+    path = f"/api/v1/admin/sessions/{admin['user_id']}"
+    assert gunicorn.ask("DELETE", path, token=admin["access_token"]).status == 200
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    page.get_by_label("Username").fill("admin")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("searchbox", name="Search sessions")).to_have_value("curl")
+
+
+def test_who_mistypes_his_password_types_only_that_again(open_page: OpenPage) -> None:
+    page = open_page()
+    page.goto("/")
+    page.get_by_label("Username").fill("admin")
+    page.get_by_label("Password").fill("wrong password")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("wrong")
+    expect(page.get_by_label("Username")).to_have_value("admin")
+    expect(page.get_by_label("Password")).to_be_focused()
