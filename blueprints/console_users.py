@@ -65,7 +65,8 @@ def create() -> ResponseReturnValue:
     )
     prove_again()
     made = users.create_user(given.username, given.password, given.roles)
-    return done(render_template("_changed.html", text=f"{made.username} was created and can sign in."))
+    text = "was created and can sign in."
+    return done(render_template("_changed.html", name=made.username, text=text, workers=None, ended=0))
 
 
 @bp.get("/<uuid:user_id>/<any(roles, password, disable, enable, delete):change>")
@@ -89,7 +90,8 @@ def set_roles(user_id: UUID) -> ResponseReturnValue:
     changed = users.set_roles(
         user_id, given.roles, revoke=bool(given.revoke), actor=actor(current_claims, reason_given())
     )
-    return _done(changed, "The roles of {name} are set: " + (", ".join(sorted(set(given.roles))) or "none") + ".")
+    held = sorted(set(given.roles))
+    return _done(changed, f"has the role{'s' * (len(held) > 1)} {', '.join(held)}." if held else "has no role.")
 
 
 @bp.post("/<uuid:user_id>/password")
@@ -97,19 +99,19 @@ def set_roles(user_id: UUID) -> ResponseReturnValue:
 def set_password(user_id: UUID) -> ResponseReturnValue:
     given = read_form(UserChange, {"password": request.form.get("password", "")})
     prove_again()
-    return _done(_change(user_id, password=given.password), "{name} has a new password.")
+    return _done(_change(user_id, password=given.password), "has a new password.")
 
 
 @bp.post("/<uuid:user_id>/disable")
 @signed_in
 def disable(user_id: UUID) -> ResponseReturnValue:
-    return _done(_change(user_id, disabled=True), "{name} is disabled and cannot sign in.")
+    return _done(_change(user_id, disabled=True), "is disabled and cannot sign in.")
 
 
 @bp.post("/<uuid:user_id>/enable")
 @signed_in
 def enable(user_id: UUID) -> ResponseReturnValue:
-    return _done(_change(user_id, disabled=False), "{name} is enabled and can sign in again.")
+    return _done(_change(user_id, disabled=False), "is enabled and can sign in again.")
 
 
 @bp.post("/<uuid:user_id>/delete")
@@ -117,7 +119,7 @@ def enable(user_id: UUID) -> ResponseReturnValue:
 def delete(user_id: UUID) -> ResponseReturnValue:
     prove_again()
     name = users.get_user(user_id).username
-    return _done(users.delete_user(user_id, actor(current_claims, reason_given())), f"{name} was deleted.")
+    return _done(users.delete_user(user_id, actor(current_claims, reason_given())), "was deleted.", name)
 
 
 def _change(user_id: UUID, *, disabled: bool | None = None, password: str | None = None) -> Changed:
@@ -129,8 +131,9 @@ def _roles_given() -> list[str]:
     return [role for role in request.form.get("roles", "").replace(",", " ").split() if role]
 
 
-def _done(changed: Changed, text: str) -> Response:
+def _done(changed: Changed, text: str, name: str = "") -> Response:
+    """`text` goes on after the user's name."""
     workers = confirm(changed.position, server().watch) if changed.position is not None else None
-    text = text.replace("{name}", changed.user.username if changed.user is not None else "")
-    page = render_template("_changed.html", text=text, workers=workers, ended=changed.sessions_ended)
-    return done(page, text, workers)
+    name = changed.user.username if changed.user is not None else name
+    page = render_template("_changed.html", name=name, text=text, workers=workers, ended=changed.sessions_ended)
+    return done(page, f"{name} {text}", workers)

@@ -54,6 +54,12 @@ def _trimmed(value: str) -> str:
     return value
 
 
+def _role(value: str) -> str:
+    if not re.fullmatch(_ROLE, value):
+        raise ValueError("a role is up to 64 letters, digits and . _ : -, and begins with a letter or a digit")
+    return value
+
+
 def _network(value: str) -> str:
     try:
         if "%" in value:
@@ -71,6 +77,7 @@ def _documented(**keywords: Any) -> Any:
 _CHARACTER, _EDGE = r"[^\x00-\x1f\x7f-\x9f]", r"[^\s\x00-\x1f\x7f-\x9f]"
 _PLAIN = _documented(pattern=f"^{_CHARACTER}*$")
 _TRIMMED = _documented(pattern=f"^{_EDGE}({_CHARACTER}*{_EDGE})?$")
+_ROLE = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}"
 _NO_NUL = _documented(pattern=r"^[^\x00]*$")  # lastcall/strict.py refuses it in all JSON
 _NETWORK = _documented(format="ip-network", examples=["10.0.0.0/8", "2001:db8::1"])
 
@@ -88,7 +95,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterVali
 Reason = Annotated[str, StringConstraints(max_length=500), AfterValidator(_plain_text), _PLAIN]
 NewPassword = Annotated[str, StringConstraints(min_length=8, max_length=1024), _NO_NUL]
 Password = Annotated[str, StringConstraints(min_length=1, max_length=1024), _NO_NUL]
-Role = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"), AfterValidator(_plain_text)]
+Role = Annotated[str, AfterValidator(_role), _documented(pattern=f"^{_ROLE}$")]
 Roles = Annotated[list[Role], Field(max_length=32)]
 Network = Annotated[str, StringConstraints(max_length=50), AfterValidator(_network), _NETWORK]
 Limit = Annotated[int, Field(ge=1, le=200), BeforeValidator(_read_whole)]

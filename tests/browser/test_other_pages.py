@@ -77,6 +77,27 @@ def test_users_are_created_changed_and_deleted(sign_in: SignIn, gunicorn: Gunico
     expect(row).to_have_count(0)
 
 
+def test_a_change_of_a_user_is_told_as_a_receipt_is(sign_in: SignIn, make_person: MakePerson) -> None:
+    make_person("carol", "viewer")
+    page = sign_in()
+    go_to(page, "Users")
+    row, dialog = page.get_by_role("row").filter(has_text="carol"), page.get_by_role("dialog")
+    row.get_by_role("button", name="Roles").click()
+    roles = dialog.get_by_label("Roles, separated by spaces")
+    roles.fill("viewer größe")
+    dialog.get_by_role("button", name="Set roles").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("a role is up to 64 letters, digits and . _ : -")
+    roles.fill("")
+    dialog.get_by_role("button", name="Set roles").click()
+    status = page.get_by_role("status")
+    expect(status).to_have_text(
+        re.compile(r"In force on 2 of 2 workers in \d+ ms\s+carol has no role.\s+1 session ended.")
+    )
+    expect(status.get_by_role("link", name="History")).to_be_visible()
+    status.get_by_role("button", name="Dismiss").click()
+    expect(status).to_be_empty()
+
+
 def test_neither_a_held_enter_nor_a_second_click_answers_the_dialog_that_it_opened(
     sign_in: SignIn, make_person: MakePerson
 ) -> None:

@@ -130,6 +130,7 @@ def test_log_out_all_needs_the_phrase_and_keeps_me(
     page.get_by_role("button", name="Log out all users").click()
     dialog = page.get_by_role("dialog", name="Log out all users?")
     submit = dialog.get_by_role("button", name="Log out all users")
+    expect(dialog).to_contain_text("Ends 2 sessions of 2 users (1 admin among them) on every device, at once.")
     expect(submit).to_be_disabled()
     dialog.get_by_role("textbox").fill("log out all")
     expect(submit).to_be_disabled()
