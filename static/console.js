@@ -197,8 +197,11 @@ const opened = clock();
 const answered = new WeakMap();
 const isTable = (element) => element.matches("[data-live]");
 const markAsOld = (table) => (table.dataset.stale ??= `As of ${answered.get(table) ?? opened} UTC`);
-document.addEventListener("htmx:afterRequest", ({ detail: { successful, target } }) => {
+document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, target } }) => {
   if (!successful || !isTable(target)) return;
+  // What a search has found is read aloud to who asked for it (WCAG 2.2, 4.1.3); what only arrives is not.
+  const found = elt === target ? null : target.querySelector("[data-found]");
+  if (found) document.getElementById("found").textContent = found.textContent;
   answered.set(target, clock());
   delete target.dataset.stale;
   document.querySelector("#toasts .look")?.remove();

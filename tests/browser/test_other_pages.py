@@ -206,6 +206,7 @@ def test_what_others_wrote_is_shown_as_text(sign_in: SignIn, make_person: MakePe
     assert page.locator("tbody img").count() == 0
     page.get_by_role("row").filter(has_text="<script>").first.get_by_role("button", name="Force logout").click()
     expect(page.get_by_role("dialog")).to_contain_text("Force logout <script>alert(1)</script>")
+    expect(page.get_by_role("dialog").get_by_role("heading").locator("bdi")).to_have_text(name)  # the «?» stays behind
 
 
 def test_the_api_page_loads_from_this_server_alone(sign_in: SignIn) -> None:
@@ -320,3 +321,20 @@ def test_who_mistypes_his_password_types_only_that_again(open_page: OpenPage) ->
     expect(page.get_by_role("alert")).to_contain_text("wrong")
     expect(page.get_by_label("Username")).to_have_value("admin")
     expect(page.get_by_label("Password")).to_be_focused()
+
+
+def test_what_a_search_has_found_is_read_aloud_and_what_arrives_is_not(
+    sign_in: SignIn, make_person: MakePerson, gunicorn: Gunicorn
+) -> None:
+    make_person("alice")
+    page = sign_in()
+    told = page.locator("[aria-live=polite]:not([role=status])")
+    page.get_by_role("searchbox", name="Search sessions").fill("ali")
+    expect(told).to_have_text("1 active session, as filtered")
+    gunicorn.sign_in("alice", PASSWORD)
+    expect(page.locator("#sessions-count")).to_contain_text("2 active sessions")
+    expect(told).to_have_text("1 active session, as filtered")
+    go_to(page, "Users")
+    page.get_by_role("searchbox", name="Search users").fill("nobody like that")
+    expect(told).to_have_text("0 users")
+    expect(page.locator("#users-count")).to_have_text("0 users")
