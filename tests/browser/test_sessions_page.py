@@ -419,7 +419,7 @@ def test_an_act_without_an_answer_may_be_done_and_a_look_changes_nothing(
     expect(toast).to_have_text("The server answered 502. Nothing was changed: try again.")
     page.route("**/end", lambda route: route.fulfill(status=504, body="<h1>Gateway time-out</h1>"))
     page.locator(f"#end-{alice['session_id']}").click()
-    expect(toast).to_contain_text("The server answered 504. It may be done all the same: look at the history")
+    expect(toast).to_contain_text("The server answered 504. It may have been done all the same: look at the history")
     toast.get_by_role("button", name="Dismiss").click()
     expect(toast).to_have_count(0)
 
