@@ -82,6 +82,11 @@ def schema_errors() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         reason = " ".join(str(error).split())[:300]
+        if isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+            raise Busy(
+                f"the database could not be prepared, because somebody else holds a lock ({reason}): look for a"
+                " forgotten transaction in pg_stat_activity, end it, and try again"
+            ) from None
         if isinstance(error, psycopg.OperationalError):
             raise DatabaseAway(
                 f"DATABASE_URL: the database cannot be reached ({reason}); is it running, is the URL right?"

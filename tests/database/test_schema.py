@@ -9,8 +9,11 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
+from models import database
 from models.database import SCHEMA, apply_schema
+from models.database_errors import Busy, schema_errors
 from tests.actors import Actor
+from tests.conftest import MakeUser
 from tests.database.conftest import add_session, add_user, all_at_once, one, wait_until
 from tools.postgres import EmbeddedPostgres
 
@@ -60,6 +63,31 @@ def test_whoever_applies_it_meets_a_worker_in_a_deadlock_and_begins_anew(
         worker.commit()
         applied.result(30)
     assert objects(psql) == before
+
+
+def test_while_the_schema_waits_for_a_forgotten_transaction_others_get_through(
+    psql: psycopg.Connection, database_url: str, root: Actor, alice: Actor, make_user: MakeUser
+) -> None:
+    bob = make_user("bob")
+    with ThreadPoolExecutor(1) as threads:
+        with psql.transaction(force_rollback=True):
+            psql.execute("DELETE FROM user_roles WHERE user_id = %s", (alice.user_id,))
+            applied = threads.submit(apply_schema, database_url)
+            waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'users'::regclass AND NOT granted)"
+            wait_until(lambda: one(psql, waits), "the schema waits")
+            assert root.delete(f"/admin/sessions/{bob.user_id}").status_code == 200
+            assert not applied.done()
+        assert applied.exception(30) is None
+
+
+def test_whoever_applies_it_and_waits_in_vain_is_told_to_look_for_a_forgotten_transaction(
+    psql: psycopg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_SCHEMA_TRIES", 2)
+    with psql.transaction(force_rollback=True):
+        psql.execute("LOCK TABLE users IN ROW EXCLUSIVE MODE")
+        with pytest.raises(Busy, match="look for a forgotten transaction"), schema_errors():
+            apply_schema(database_url)
 
 
 def test_a_database_from_before_the_shelves_gets_them(psql: psycopg.Connection, database_url: str) -> None:
