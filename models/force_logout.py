@@ -45,6 +45,19 @@ _FORCE_LOGOUT = text("""
     SELECT subject_name, sessions_ended, cutoff_at, transaction_id::text
     FROM force_logout(:user_id, CAST(:names AS text []), CAST(:settings AS text []))
 """)
+# No row of his, whose trigger would do it; but a token that was minted elsewhere may be newer than his last cutoff.
+_CUT_OFF_THE_GONE = text("""
+    INSERT INTO cutoffs AS old (scope, subject, min_gen, expires_at)
+    SELECT
+        'user', :user_id, 1 + greatest(
+            (SELECT max(min_gen) FROM revocations WHERE scope = 'user' AND subject = :user_id), max(s.user_gen), 0
+        ), cutoff_expiry(max(s.token_expires_at))
+    FROM login_sessions AS s WHERE s.user_id = CAST(:user_id AS uuid)
+    ON CONFLICT (scope, subject) DO UPDATE SET
+        min_gen = greatest(old.min_gen + 1, excluded.min_gen), cutoff_at = clock_timestamp(),
+        expires_at = excluded.expires_at
+    RETURNING min_gen
+""")
 _WRITE_HISTORY = text("""
     INSERT INTO revocations (
         id, scope, subject, subject_name, filter, reason, actor_id, actor_name, actor_session, actor_ip, cause, min_gen,
@@ -100,9 +113,10 @@ def revoke_user(user_id: UUID, actor: Actor, *, cause: str = "force_logout") -> 
         done = session.execute(_FORCE_LOGOUT, {"user_id": user_id, **said}).one_or_none()
     if done is not None:
         return _receipt(revocation_id, actor, started_ns, "user", str(user_id), *done)
-    with transaction():
-        name, ended = _name_of_the_gone(user_id), count_active(user_id)
-        return _finish(_begin(actor, cause), actor, cause, "user", str(user_id), name, None, ended)
+    with transaction() as session:
+        name, ended, begun = _name_of_the_gone(user_id), count_active(user_id), _begin(actor, cause)
+        gen = session.scalar(_CUT_OFF_THE_GONE, {"user_id": str(user_id)})
+        return _finish(begun, actor, cause, "user", str(user_id), name, gen, ended)
 
 
 def revoke_session(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable
 from uuid import UUID
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from blueprints.server import Server
+from lastcall.tokens import issue
 from models import force_logout, refreshing, sign_in
 from models.audit import Actor as Who
 from models.confirmation import confirm
@@ -22,7 +24,7 @@ from models.user import create_user, delete_user, was_ever
 from models.worker import WorkerWatch, list_workers, observe_workers
 from settings import Settings
 from tests.conftest import PASSWORD
-from tests.database.conftest import accepts, add_session, add_user, one
+from tests.database.conftest import accepts, add_session, add_user, one, wait_until
 
 ROOT = Who("root", str(uuid.uuid4()), str(uuid.uuid4()), "192.0.2.9", "because")
 
@@ -159,6 +161,24 @@ def test_a_deleted_user_can_still_be_revoked(psql: psycopg.Connection, bob: Toke
     psql.execute("DELETE FROM login_sessions")
     assert force_logout.revoke_user(user_id, ROOT).subject_name == "bob"
     assert was_ever(user_id) and not was_ever(uuid.uuid4())
+
+
+def test_a_deleted_users_newer_token_from_elsewhere_is_dead_once_he_is_revoked(
+    psql: psycopg.Connection, server: Server, bob: Tokens
+) -> None:
+    delete_user(UUID(bob.user_id), ROOT)
+    deleted_at = one(psql, "SELECT cutoff_at FROM cutoffs")
+    wait_until(lambda: int(time.time()) > deleted_at.timestamp(), "a later second")
+    now_s = int(time.time())
+    payload = {"iss": "lastcall", "aud": "lastcall", "sub": bob.user_id, "iat": now_s, "exp": now_s + 60}
+    token = issue(payload, server.settings.keys)
+    assert accepts(server, token)
+    for gen in (2, 3):
+        receipt = force_logout.revoke_user(UUID(bob.user_id), ROOT)
+        assert in_force(receipt, server) and receipt.already_ended
+        assert not accepts(server, token)
+        assert psql.execute("SELECT min_gen, cutoff_at FROM cutoffs").fetchall() == [(gen, receipt.cutoff)]
+    assert one(psql, "SELECT count(*) FROM revocations") == 3
 
 
 def test_a_session_that_is_not_this_users_is_not_found(ann: Tokens, bob: Tokens, server: Server) -> None:
