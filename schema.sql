@@ -555,6 +555,21 @@ BEGIN
             end_reason = coalesce(said('reason'), 'session_ended')
         WHERE id = as_uuid(NEW.subject) AND ended_at IS NULL;
     END IF;
+    -- Where that has lifted nothing, nothing but the history remembers a foreign writer's cutoff once it is purged, and
+    -- tokens without generations may live on (lastcall/ask.py). The server's own calls of raise_cutoff are none.
+    IF NOT FOUND AND pg_trigger_depth() = 1 AND NEW.cutoff_at IS DISTINCT FROM OLD.cutoff_at
+        AND current_setting('session_replication_role') <> 'replica'
+        AND NEW.subject <> '00000000-0000-0000-0000-000000000000' -- the canary (models/canary.py)
+        AND coalesce(said('cause'), '') NOT IN ('database_went_back', 'clock_stepped_back') THEN
+        PERFORM write_history(
+            NEW.scope, NEW.subject,
+            coalesce(
+                (SELECT username FROM users WHERE NEW.scope = 'user' AND id = as_uuid(NEW.subject)),
+                (SELECT max(subject_name) FROM revocations WHERE scope = NEW.scope::text AND subject = NEW.subject), ''
+            ),
+            coalesce(said('cause'), CASE NEW.scope WHEN 'session' THEN 'session_ended' ELSE 'generation_raised' END), 0
+        );
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -608,6 +623,7 @@ $$;
 -- After the clock has stepped back: what the rows say of tokens that are good again (lastcall/listener.py).
 CREATE OR REPLACE FUNCTION bring_back_cutoffs() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM set_config('lastcall.cause', 'clock_stepped_back', TRUE); -- none of these is a new one
     PERFORM raise_cutoff('everyone', '', e.gen, cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions)))
     FROM everyone AS e WHERE e.gen > 0;
     PERFORM raise_cutoff('user', s.user_id::text, s.gen, cutoff_expiry(s.last_token)) FROM (
@@ -626,6 +642,7 @@ BEGIN
     UPDATE login_sessions SET lapsed = FALSE WHERE lapsed AND expires_at > clock_timestamp()
         AND shelf = (SELECT -2 - gen FROM everyone);
     UPDATE everyone SET purged_at = clock_timestamp() WHERE purged_at > clock_timestamp();
+    PERFORM set_config('lastcall.cause', '', TRUE);
 END
 $$;
 

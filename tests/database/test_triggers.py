@@ -8,6 +8,11 @@ import psycopg
 import pytest
 from flask import Flask
 
+from lastcall.claims import Claims
+from lastcall.statements import GIVE_BACK
+from models.canary import Canary
+from models.database import transaction
+from models.purge import purge
 from tests.actors import Actor
 from tests.conftest import PASSWORD, MakeUser
 from tests.database.conftest import CatchUp, one
@@ -83,6 +88,47 @@ def test_a_cutoff_that_is_only_kept_for_longer_does_not_hit_newer_tokens_from_el
         "SELECT cutoff_at, expires_at > now() + '1 h' FROM cutoffs WHERE scope = %s", (scope,)
     ).fetchone()
     assert row == (moment, True)
+
+
+UNKNOWN = "11111111-1111-1111-1111-111111111111"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [f"'user', '{UNKNOWN}', 1", "'user', 'somebody', 1", f"'session', '{UNKNOWN}', 0", "'everyone', '', 0"],
+)
+def test_a_cutoff_of_what_no_row_stands_for_is_remembered_when_it_is_purged(
+    psql: psycopg.Connection, app: Flask, values: str
+) -> None:
+    scope, subject = values.replace("'", "").split(", ")[:2]
+    psql.execute(
+        f"INSERT INTO cutoffs (scope, subject, min_gen, expires_at) VALUES ({values}, now() - interval '1 min')"
+    )
+    with app.app_context():
+        assert purge()["cutoffs"] == 1
+    iat = int(one(psql, "SELECT extract(epoch FROM cutoff_at) FROM revocations"))
+    token = Claims(subject or "x", subject, None, None, iat, iat + 900)
+    assert app.extensions["lastcall"].asker.refuses(token) == scope
+    assert newest_history(psql)["actor_name"] == BY_PSQL
+
+
+def test_what_the_server_raises_by_itself_is_not_in_the_history(
+    psql: psycopg.Connection, app: Flask, alice: Actor
+) -> None:
+    psql.execute("DELETE FROM users")
+    before = one(psql, "SELECT count(*) FROM revocations")
+    psql.execute("ALTER TABLE cutoffs DISABLE TRIGGER USER")
+    psql.execute("DELETE FROM cutoffs")
+    psql.execute("ALTER TABLE cutoffs ENABLE TRIGGER USER")
+    with app.app_context(), transaction():
+        Canary().send(set())
+    psql.execute("SELECT bring_back_cutoffs()")
+    with psql.transaction():
+        psql.execute("SELECT set_config('lastcall.cause', 'database_went_back', TRUE)")
+        psql.execute(GIVE_BACK, (["user", "session"], [UNKNOWN, UNKNOWN], [7, 0]))
+    assert one(psql, "SELECT count(*) FROM cutoffs") == 4
+    psql.execute("UPDATE cutoffs SET expires_at = expires_at + interval '1 h'")
+    assert one(psql, "SELECT count(*) FROM revocations") == before
 
 
 def test_no_generation_is_so_high_that_the_next_revocation_would_fail(
