@@ -456,6 +456,39 @@ BEGIN
 END
 $$;
 
+-- With the rows goes what they say of lifetimes: the cutoff stays for as long as any access token may live
+-- (settings.py).
+CREATE OR REPLACE FUNCTION login_sessions_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE everyone SET gen = gen + 1;
+    PERFORM raise_cutoff('everyone', '', gen, cutoff_expiry(clock_timestamp() + interval '1 day')) FROM everyone;
+    RETURN NULL;
+END
+$$;
+
+-- What has emptied it has revoked nobody, and workers that start would not know the cutoffs.
+CREATE OR REPLACE FUNCTION cutoffs_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE everyone SET gen = gen + 1;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION cutoffs_before_delete() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'a cutoff stays until its last token has expired (%)', OLD.expires_at
+    USING ERRCODE = 'integrity_constraint_violation';
+END
+$$;
+
+-- As after a crash: a confirmation waits one lease, because the workers that stood here may still trust theirs.
+CREATE OR REPLACE FUNCTION workers_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE incarnation SET id = gen_random_uuid(), since = clock_timestamp();
+    RETURN NULL;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION user_roles_after_loss() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF lower(coalesce(said('revoke_on_role_removal'), 'on')) NOT IN ('off', 'false', 'no', '0') THEN
@@ -678,6 +711,16 @@ EXECUTE FUNCTION login_sessions_after_end();
 CREATE OR REPLACE TRIGGER login_sessions_after_delete AFTER DELETE ON login_sessions
 FOR EACH ROW WHEN (OLD.ended_at IS NULL AND OLD.token_expires_at + cutoff_leeway() > clock_timestamp())
 EXECUTE FUNCTION login_sessions_after_end();
+CREATE OR REPLACE TRIGGER login_sessions_after_truncate AFTER TRUNCATE ON login_sessions
+FOR EACH STATEMENT EXECUTE FUNCTION login_sessions_after_truncate();
+CREATE OR REPLACE TRIGGER workers_after_truncate AFTER TRUNCATE ON workers
+FOR EACH STATEMENT EXECUTE FUNCTION workers_after_truncate();
+CREATE OR REPLACE TRIGGER cutoffs_after_truncate AFTER TRUNCATE ON cutoffs
+FOR EACH STATEMENT EXECUTE FUNCTION cutoffs_after_truncate();
+-- The purge deletes what is over. The canary is nobody's cutoff.
+CREATE OR REPLACE TRIGGER cutoffs_before_delete BEFORE DELETE ON cutoffs
+FOR EACH ROW WHEN (OLD.expires_at > clock_timestamp() AND OLD.subject <> '00000000-0000-0000-0000-000000000000')
+EXECUTE FUNCTION cutoffs_before_delete();
 CREATE OR REPLACE TRIGGER cutoffs_before_write BEFORE INSERT OR UPDATE ON cutoffs
 FOR EACH ROW EXECUTE FUNCTION cutoffs_before_write();
 CREATE OR REPLACE TRIGGER cutoffs_after_write AFTER INSERT OR UPDATE ON cutoffs

@@ -9,10 +9,12 @@ import pytest
 from flask import Flask
 
 from lastcall.claims import Claims
+from lastcall.clock import boottime_ns
 from lastcall.statements import GIVE_BACK
 from models.canary import Canary
 from models.database import transaction
 from models.purge import purge
+from models.worker import WorkerWatch, observe_workers
 from tests.actors import Actor
 from tests.conftest import PASSWORD, MakeUser
 from tests.database.conftest import CatchUp, one
@@ -210,6 +212,44 @@ def test_an_act_by_psql_signs_everyone_out(
     assert (found["scope"], found["actor_name"]) == ("everyone", BY_PSQL)
     if not act.startswith("TRUNCATE"):
         assert alice.again().is_in()
+
+
+@pytest.mark.parametrize("tables", ["login_sessions", "cutoffs", "login_sessions, cutoffs", "users, cutoffs CASCADE"])
+def test_truncated_tables_sign_everyone_out(
+    psql: psycopg.Connection, alice: Actor, bob: Actor, catch_up: CatchUp, tables: str
+) -> None:
+    psql.execute("UPDATE users SET gen = gen + 1 WHERE username = 'alice'")
+    longest = one(psql, "SELECT max(token_expires_at) + cutoff_leeway() FROM login_sessions")
+    psql.execute(f"TRUNCATE {tables}")
+    catch_up()
+    assert not alice.is_in() and not bob.is_in()
+    assert one(psql, "SELECT max(expires_at) FROM cutoffs WHERE scope = 'everyone'") >= longest
+
+
+def test_a_truncated_session_table_does_not_shorten_a_cutoff(psql: psycopg.Connection, alice: Actor) -> None:
+    psql.execute("UPDATE login_sessions SET token_expires_at = now() + interval '1 day'")  # a longer setting of before
+    longest = one(psql, "SELECT max(token_expires_at) + cutoff_leeway() FROM login_sessions")
+    psql.execute("TRUNCATE login_sessions")
+    assert one(psql, "SELECT expires_at FROM cutoffs") >= longest
+
+
+def test_no_cutoff_is_deleted_while_a_token_may_live(psql: psycopg.Connection, alice: Actor) -> None:
+    psql.execute("UPDATE users SET gen = gen + 1 WHERE username = 'alice'")
+    with pytest.raises(psycopg.errors.IntegrityConstraintViolation, match="until its last token has expired"):
+        psql.execute("DELETE FROM cutoffs")
+    assert one(psql, "SELECT count(*) FROM cutoffs") == 1
+
+
+def test_when_the_table_of_workers_is_truncated_a_confirmation_waits_one_lease(
+    psql: psycopg.Connection, app: Flask
+) -> None:
+    watch = WorkerWatch()
+    with app.app_context():
+        observe_workers(watch)
+        assert watch.has_settled(boottime_ns())
+        psql.execute("TRUNCATE workers")
+        observe_workers(watch)
+        assert not watch.has_settled(boottime_ns())
 
 
 SESSION_ACTS = [
