@@ -148,7 +148,7 @@ CREATE TABLE IF NOT EXISTS workers (
     host text NOT NULL,
     pid integer NOT NULL,
     version text NOT NULL DEFAULT '',
-    lease_s double precision,
+    lease_s double precision CHECK (lease_s > 0 AND lease_s <= 3600), -- a service writes it: a number to count with
     renewals bigint NOT NULL DEFAULT 0, -- moves with each renewal: observers judge the lease by it, not by a clock
     renewed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -157,6 +157,19 @@ CREATE TABLE IF NOT EXISTS workers (
     canary bigint NOT NULL DEFAULT 0, -- the newest canary that this process has refused
     role_name name DEFAULT current_user -- a service may change the rows of its own role only
 );
+
+DO $$
+BEGIN
+    -- A database of before. Once only: this locks the table that every lease needs.
+    IF NOT EXISTS (
+        SELECT FROM pg_constraint WHERE conrelid = 'workers'::regclass AND conname = 'workers_lease_s_check'
+    ) THEN
+        LOCK TABLE workers;
+        DELETE FROM workers WHERE NOT (lease_s > 0 AND lease_s <= 3600); -- receipts break off at such a row
+        ALTER TABLE workers ADD CONSTRAINT workers_lease_s_check CHECK (lease_s > 0 AND lease_s <= 3600);
+    END IF;
+END
+$$;
 
 -- One row for the time since the server's last crash or promotion, which empty an unlogged table (PostgreSQL manual,
 -- CREATE TABLE): transaction ids may be used again after it, and a confirmation waits one lease (models/worker.py).

@@ -27,6 +27,7 @@ UNION ALL SELECT 'constraint', n.conrelid::regclass::text, n.conname, pg_get_con
 FROM pg_constraint AS n WHERE n.connamespace = 'public'::regnamespace
 ORDER BY 1, 2, 3
 """
+WORKER = "INSERT INTO workers (id, service, host, pid, lease_s) VALUES (gen_random_uuid(), 's', 'h', 1, %s)"
 
 
 def objects(psql: psycopg.Connection) -> list[tuple[Any, ...]]:
@@ -99,6 +100,23 @@ def test_a_database_from_before_the_shelves_gets_them(psql: psycopg.Connection, 
     apply_schema(database_url)
     assert objects(psql) == after
     assert one(psql, "SELECT shelf FROM login_sessions") == -1
+
+
+def test_a_database_from_before_leases_were_bounded_gets_the_bound(psql: psycopg.Connection, database_url: str) -> None:
+    after = objects(psql)
+    psql.execute("ALTER TABLE workers DROP CONSTRAINT workers_lease_s_check")
+    for lease_s in ("Infinity", "NaN", "2", None):
+        psql.execute(WORKER, (lease_s,))
+    apply_schema(database_url)
+    assert objects(psql) == after
+    assert psql.execute("SELECT lease_s FROM workers ORDER BY 1").fetchall() == [(2.0,), (None,)]
+
+
+@pytest.mark.parametrize("lease_s", ["Infinity", "NaN", "0", "-1", "3601"])
+def test_no_service_can_write_a_lease_that_no_one_can_count_with(psql: psycopg.Connection, lease_s: str) -> None:
+    psql.execute("SET ROLE lastcall_service")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        psql.execute(WORKER, (lease_s,))
 
 
 def test_four_can_apply_the_schema_to_an_empty_database_at_once(postgres: EmbeddedPostgres, database_url: str) -> None:
