@@ -550,9 +550,8 @@ BEGIN
 END
 $$;
 
--- Stamps the position, and holds "only ever rises" and "durable" for every writer. Logical replication looks for
--- nothing but in pg_catalog, so its triggers say where our tables are (docs/scaling.md).
-CREATE OR REPLACE FUNCTION cutoffs_before_write() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+-- Stamps the position, and holds "only ever rises" and "durable" for every writer.
+CREATE OR REPLACE FUNCTION cutoffs_before_write() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     -- A row from another region that is here already: a duplicate key would stop the replication for good.
     IF TG_OP = 'INSERT' AND current_setting('session_replication_role') = 'replica' THEN
@@ -584,7 +583,7 @@ $$;
 
 -- A hint to look now; nothing depends on it. A foreign writer's cutoff also lifts the counter that sign-ins read, or
 -- nobody could sign in until it expires; and it ends the session, or a refresh would bring tokens that are dead.
-CREATE OR REPLACE FUNCTION cutoffs_after_write() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION cutoffs_after_write() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     -- A queue that is full (a listener stuck in a transaction) would abort the commit; the periodic reads do without.
     IF pg_notification_queue_usage() < 0.5 THEN
@@ -689,6 +688,21 @@ BEGIN
         AND shelf = (SELECT -2 - gen FROM everyone);
     UPDATE everyone SET purged_at = clock_timestamp() WHERE purged_at > clock_timestamp();
     PERFORM set_config('lastcall.cause', '', TRUE);
+END
+$$;
+
+-- What triggers call finds our tables, whoever writes: postgres_fdw and logical replication look for nothing but in
+-- pg_catalog (docs/scaling.md), and a temporary table may have the name of one of ours.
+DO $$
+DECLARE
+    ours regprocedure;
+BEGIN
+    FOR ours IN
+        SELECT oid FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND prorettype = 'trigger'::regtype
+        AND proname ~ '^(users|user_roles|everyone|login_sessions|cutoffs|workers)_(before|after|at)_'
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', ours, current_schema());
+    END LOOP;
 END
 $$;
 

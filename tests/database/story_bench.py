@@ -37,6 +37,20 @@ CREATE FUNCTION story.set_clock(seconds text) RETURNS void LANGUAGE sql AS $$
 $$;
 """
 _CLOCK_FUNCTION = "CREATE FUNCTION story.{}() RETURNS timestamptz LANGUAGE sql STABLE AS 'SELECT at FROM story.clock'"
+# schema.sql lets its triggers look in pg_catalog first.
+_TRIGGERS_BY_THE_CLOCK = """
+DO $$
+DECLARE
+    ours regprocedure;
+BEGIN
+    FOR ours IN
+        SELECT oid FROM pg_proc WHERE pronamespace = 'story'::regnamespace AND prorettype = 'trigger'::regtype
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = story, pg_catalog, pg_temp', ours);
+    END LOOP;
+END
+$$;
+"""
 _SEARCH_PATH = "&options=-csearch_path%3Dstory,pg_catalog"
 
 
@@ -47,6 +61,8 @@ def make_template(postgres: EmbeddedPostgres) -> None:
         for name in ("now", "clock_timestamp", "statement_timestamp", "transaction_timestamp"):
             psql.execute(_CLOCK_FUNCTION.format(name))
     apply_schema(url + _SEARCH_PATH)
+    with psycopg.connect(url) as psql:
+        psql.execute(_TRIGGERS_BY_THE_CLOCK)
 
 
 @contextmanager

@@ -277,6 +277,35 @@ def test_a_hand_inserted_session_cutoff_marks_the_row(psql: psycopg.Connection, 
     assert one(psql, ended, (alice.session_id,)) is True
 
 
+ELSEWHERE = [
+    "DELETE FROM public.users WHERE id = %(id)s",
+    "UPDATE public.users SET username = 'alicia', password_hash = 'another' WHERE id = %(id)s",
+    "DELETE FROM public.user_roles WHERE user_id = %(id)s",
+    "UPDATE public.everyone SET gen = gen + 1",
+    "UPDATE public.login_sessions SET ended_at = now() WHERE id = %(sid)s",
+    "DELETE FROM public.login_sessions WHERE id = %(sid)s",
+    "INSERT INTO public.cutoffs (scope, subject, min_gen) VALUES ('user', %(id)s, 1)",
+    "INSERT INTO public.cutoffs (scope, subject) VALUES ('session', %(sid)s)",
+    "TRUNCATE public.users, public.login_sessions, public.cutoffs, public.workers CASCADE",
+]
+
+
+@pytest.mark.parametrize("act", ELSEWHERE)
+@pytest.mark.parametrize("looks_in", ["pg_catalog", "pg_temp, public"])
+def test_an_act_of_who_looks_for_tables_elsewhere_revokes_as_well(
+    psql: psycopg.Connection, alice: Actor, catch_up: CatchUp, looks_in: str, act: str
+) -> None:
+    for table in ("users", "everyone", "login_sessions", "cutoffs", "revocations", "incarnation"):
+        psql.execute(f"CREATE TEMP TABLE {table} (LIKE public.{table} INCLUDING ALL)")
+    psql.execute("INSERT INTO pg_temp.everyone (one) VALUES (TRUE)")
+    psql.execute(f"SET search_path = {looks_in}")
+    psql.execute(act, {"id": alice.user_id, "sid": alice.session_id})
+    psql.execute("SET search_path = public")
+    psql.execute("DISCARD TEMP")
+    catch_up()
+    assert not alice.is_in()
+
+
 def test_two_roles_lost_in_one_transaction_are_one_revocation(psql: psycopg.Connection, bob: Actor) -> None:
     with psql.transaction():
         psql.execute("DELETE FROM user_roles WHERE user_id = %s AND role = 'editor'", (bob.user_id,))
