@@ -53,7 +53,7 @@ def refresh(raw: str, client: ClientInfo, settings: Settings) -> Tokens:
         if (
             row.previous_refresh_hash is not None
             and row.sealed_successor is not None
-            and row.now - row.rotated_at < timedelta(seconds=GRACE_S)
+            and timedelta(0) <= row.now - row.rotated_at < timedelta(seconds=GRACE_S)  # the clock may step back
             and hmac.compare_digest(digest(secret), row.previous_refresh_hash)
         ):
             successor = sealed(secret, row.sealed_successor)

@@ -173,12 +173,22 @@ def test_a_column_that_a_later_version_adds_leaves_what_is_prepared_good(
         psql.execute("ALTER TABLE users DROP COLUMN later")
 
 
-@pytest.mark.parametrize("how", ["after the grace", "older than the newest predecessor", "of the right family"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "after the grace",
+        "before it, by a clock that stepped back",
+        "older than the newest predecessor",
+        "of the right family",
+    ],
+)
 def test_a_reused_refresh_token_ends_the_session_at_once(alice: Actor, psql: psycopg.Connection, how: str) -> None:
     assert refreshing.GRACE_S == 10
     other, newest, stolen = alice.again(), answer(refresh(alice)), alice.tokens["refresh_token"]
     if how == "after the grace":
         grace_is_over(psql)
+    elif how.startswith("before"):
+        psql.execute("UPDATE login_sessions SET rotated_at = rotated_at + interval '1 h'")
     elif how == "of the right family":
         stolen = stolen[:24] + "A" * 40
     else:

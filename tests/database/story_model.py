@@ -115,7 +115,7 @@ class World:
             return "refused"
         if refresh_token == session.refresh[-1]:
             return "rotate"
-        if refresh_token in session.refresh[-2:] and self.now - session.rotated < GRACE:
+        if refresh_token in session.refresh[-2:] and 0 <= self.now - session.rotated < GRACE:
             return "same"
         return "reuse"
 
