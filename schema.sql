@@ -669,6 +669,13 @@ $$;
 CREATE OR REPLACE FUNCTION bring_back_cutoffs() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('lastcall.cause', 'clock_stepped_back', TRUE); -- none of these is a new one
+    -- So far ahead that rows of sessions were purged as well (models/purge.py, which keeps them for 30 days): nothing
+    -- tells any more whose tokens are good again.
+    UPDATE everyone SET gen = gen + 1, purged_at = clock_timestamp()
+    WHERE purged_at > clock_timestamp() + interval '29 days';
+    IF FOUND THEN
+        PERFORM raise_cutoff('everyone', '', gen, cutoff_expiry(clock_timestamp() + interval '1 day')) FROM everyone;
+    END IF;
     PERFORM raise_cutoff('everyone', '', e.gen, cutoff_expiry((SELECT max(token_expires_at) FROM login_sessions)))
     FROM everyone AS e WHERE e.gen > 0;
     PERFORM raise_cutoff('user', s.user_id::text, s.gen, cutoff_expiry(s.last_token)) FROM (

@@ -215,3 +215,19 @@ def test_old_sign_in_attempts_go_and_the_history_stays(psql: psycopg.Connection,
     psql.execute("UPDATE login_sessions SET token_expires_at = now() - interval '1 day'")
     assert purge() == {"cutoffs": 1, "login_sessions": 0, "sign_in_attempts": 1}
     assert one(psql, "SELECT count(*) FROM revocations") == 1
+
+
+@pytest.mark.parametrize(("ahead_days", "out"), [(KEEP_SESSIONS_DAYS - 2, False), (KEEP_SESSIONS_DAYS + 1, True)])
+def test_when_the_clock_was_so_far_ahead_that_sessions_were_purged_everyone_is_out(
+    psql: psycopg.Connection, server: Server, alice: Actor, catch_up: CatchUp, ahead_days: int, out: bool
+) -> None:
+    psql.execute("UPDATE everyone SET purged_at = clock_timestamp() + make_interval(days => %s)", (ahead_days,))
+    for _ in range(2):
+        psql.execute("SELECT bring_back_cutoffs()")
+    catch_up()
+    assert accepts(server, alice.token) is not out
+    causes = psql.execute("SELECT scope, cause FROM revocations").fetchall()
+    assert causes == ([("everyone", "clock_stepped_back")] if out else [])
+    assert one(psql, "SELECT purged_at < clock_timestamp() FROM everyone")
+    if out:
+        assert one(psql, "SELECT expires_at > now() + interval '1 day' FROM cutoffs WHERE scope = 'everyone'")
