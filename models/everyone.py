@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 
 from sqlalchemy import ScalarSelect, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.database import Base, changed, db
+from lastcall.clock import boottime_ns
+from models.database import Base, changed, db, transaction
+from models.database_errors import Busy
+
+_TRY_AGAIN_S = 5
+_try_after_ns = 0
+"""When this process may try again to raise the lifetime, on `boottime_ns()`."""
 
 
 class Everyone(Base):
@@ -35,3 +42,18 @@ def note_access_ttl(seconds: int, *, exactly: bool = False) -> None:
     noted = text(f"UPDATE everyone SET access_ttl_s = :ttl WHERE access_ttl_s {allowed} :ttl")
     if changed(noted, {"ttl": seconds}):
         db.session.execute(text("LOCK TABLE login_sessions, cutoffs IN EXCLUSIVE MODE"))
+
+
+def raise_access_ttl(seconds: int) -> None:
+    """The same for a sign-in, in a transaction of its own, which waits briefly: behind its lock all others wait. Where
+    somebody holds one (a forgotten BEGIN), this process leaves it for some seconds; the mint keeps to what is noted."""
+    global _try_after_ns
+    now_ns = boottime_ns()
+    if now_ns < _try_after_ns:
+        return
+    _try_after_ns = now_ns + _TRY_AGAIN_S * 1_000_000_000  # the other threads do not try meanwhile
+    with suppress(Busy):
+        with transaction() as session:
+            session.execute(text("SET LOCAL lock_timeout = '100ms'"))
+            note_access_ttl(seconds)
+        _try_after_ns = 0

@@ -15,7 +15,7 @@ from models.database import each_alone, one_statement, say, transaction
 from models.database_errors import Busy
 from models.device import describe_device
 from models.errors import NotAllowed, WrongCredentials
-from models.everyone import note_access_ttl
+from models.everyone import raise_access_ttl
 from models.minting import USER_FACTS, ClientInfo, Tokens, mint
 from models.refresh_token import FAMILY_BYTES, SECRET_BYTES, digest
 from models.throttle import FAILURES, FAILURES_AND_NO_MORE, note_failure, refuse_when_throttled, tried
@@ -65,8 +65,7 @@ def sign_in(
             note_failure(username, client.ip)
             raise WrongCredentials
         if user.access_ttl_s < settings.access_ttl:  # init-db may have run on a host with shorter tokens
-            with suppress(Busy), transaction():
-                note_access_ttl(settings.access_ttl)
+            raise_access_ttl(settings.access_ttl)
         tokens = _open_session(user, client, settings, needed_role)
         if tokens is not None:
             if passwords.needs_rehash(user.password_hash):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -11,10 +12,10 @@ import pytest
 from sqlalchemy import text
 
 from blueprints.server import Server
-from models import force_logout, refreshing, sign_in
+from models import everyone, force_logout, refreshing, sign_in
 from models import user as users
 from models.audit import Actor as Who
-from models.database import transaction
+from models.database import db, transaction
 from models.database_errors import Busy
 from models.everyone import note_access_ttl
 from models.minting import ClientInfo
@@ -22,7 +23,7 @@ from models.purge import BATCH, KEEP_SESSIONS_DAYS, purge, purge_once
 from settings import Settings
 from tests.actors import Actor
 from tests.conftest import PASSWORD
-from tests.database.conftest import CatchUp, accepts, add_session, add_user, one
+from tests.database.conftest import CatchUp, accepts, add_session, add_user, one, statements
 
 LEEWAY_S = 10
 SOMEBODY = Who("somebody")
@@ -132,6 +133,25 @@ def test_the_lifetime_is_not_shortened_while_a_token_is_being_minted(
             shorten()
     shorten()
     assert one(psql, "SELECT access_ttl_s FROM everyone") == 60
+
+
+def test_a_forgotten_transaction_does_not_make_each_sign_in_wait_to_note_a_longer_lifetime(
+    psql: psycopg.Connection,
+    database_url: str,
+    settings: Settings,
+    alice: Actor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    longer, here = replace(settings, access_ttl=900), ClientInfo("new", None, "")
+    with psycopg.connect(database_url) as forgotten, statements(db.engine) as sent:
+        add_session(forgotten, alice.user_id)
+        begun = time.monotonic()
+        assert [sign_in.sign_in("alice", PASSWORD, here, longer).expires_in for _ in range(3)] == [300] * 3
+        assert time.monotonic() - begun < 1.5, "what a lock is waited for elsewhere"
+        assert sum("LOCK TABLE" in statement for statement, _ in sent) == 1
+    monkeypatch.setattr(everyone, "_try_after_ns", 0)  # some seconds later
+    assert [sign_in.sign_in("alice", PASSWORD, here, longer).expires_in for _ in range(2)] == [900] * 2
+    assert everyone._try_after_ns == 0
 
 
 @pytest.mark.parametrize("scope", ["user", "everyone"])
