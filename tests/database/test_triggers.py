@@ -235,9 +235,26 @@ def test_a_truncated_session_table_does_not_shorten_a_cutoff(psql: psycopg.Conne
 
 def test_no_cutoff_is_deleted_while_a_token_may_live(psql: psycopg.Connection, alice: Actor) -> None:
     psql.execute("UPDATE users SET gen = gen + 1 WHERE username = 'alice'")
-    with pytest.raises(psycopg.errors.IntegrityConstraintViolation, match="until its last token has expired"):
-        psql.execute("DELETE FROM cutoffs")
+    told: list[str | None] = []
+    psql.add_notice_handler(lambda diagnostic: told.append(diagnostic.message_primary))
+    assert psql.execute("DELETE FROM cutoffs").rowcount == 0
     assert one(psql, "SELECT count(*) FROM cutoffs") == 1
+    assert told[0] is not None and alice.user_id in told[0] and "until its last token has expired" in told[0]
+
+
+def test_who_writes_infinity_for_never_is_read_by_all(psql: psycopg.Connection, root: Actor, alice: Actor) -> None:
+    for scope, subject in (("user", alice.user_id), ("session", "of elsewhere")):
+        psql.execute(
+            "INSERT INTO cutoffs (scope, subject, min_gen, cutoff_at, expires_at)"
+            " VALUES (%s, %s, 5, '-infinity', 'infinity')",
+            (scope, subject),
+        )
+    psql.execute("UPDATE users SET disabled_at = 'infinity' WHERE id = %s", (alice.user_id,))
+    psql.execute("INSERT INTO users (username, password_hash, disabled_at) VALUES ('carol', '!', '-infinity')")
+    for path in ("/admin/revocations", "/admin/users", f"/admin/users/{alice.user_id}"):
+        assert root.get(path).status_code == 200
+    expires = root.get("/admin/revocations").json["items"][-1]["expires_at"]
+    assert expires == "9999-01-01T00:00:00.000000Z"
 
 
 def test_when_the_table_of_workers_is_truncated_a_confirmation_waits_one_lease(
