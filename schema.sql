@@ -148,7 +148,7 @@ CREATE TABLE IF NOT EXISTS workers (
     host text NOT NULL,
     pid integer NOT NULL,
     version text NOT NULL DEFAULT '',
-    lease_s double precision CHECK (lease_s > 0 AND lease_s <= 3600), -- a service writes it: a number to count with
+    lease_s double precision CHECK (lease_s BETWEEN 0 AND 3600), -- a service writes it: a number to count with
     renewals bigint NOT NULL DEFAULT 0, -- moves with each renewal: observers judge the lease by it, not by a clock
     renewed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -165,8 +165,8 @@ BEGIN
         SELECT FROM pg_constraint WHERE conrelid = 'workers'::regclass AND conname = 'workers_lease_s_check'
     ) THEN
         LOCK TABLE workers;
-        DELETE FROM workers WHERE NOT (lease_s > 0 AND lease_s <= 3600); -- receipts break off at such a row
-        ALTER TABLE workers ADD CONSTRAINT workers_lease_s_check CHECK (lease_s > 0 AND lease_s <= 3600);
+        DELETE FROM workers WHERE NOT (lease_s BETWEEN 0 AND 3600); -- receipts break off at such a row
+        ALTER TABLE workers ADD CONSTRAINT workers_lease_s_check CHECK (lease_s BETWEEN 0 AND 3600);
     END IF;
 END
 $$;
