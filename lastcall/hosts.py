@@ -46,7 +46,8 @@ def connect_to_primary(connect: Callable[..., C], conninfo: str, *, within_s: fl
 
     def try_one(host: str) -> None:
         try:
-            connection = connect(host, **options)
+            # Text is UTF-8, whatever the environment, the URL or the role has for a default.
+            connection = connect(host, client_encoding="UTF8", **options)
         except Exception as error:
             errors[host] = error
             if len(errors) == len(hosts):

@@ -195,10 +195,14 @@ def apply_schema(url: str) -> None:
 
 
 def _apply_schema(url: str) -> None:
-    with psycopg.connect(url, connect_timeout=5) as connection:
+    with psycopg.connect(url, connect_timeout=5, client_encoding="UTF8") as connection:
         if connection.info.server_version < 150000:
             raise psycopg.NotSupportedError(
                 f"PostgreSQL {connection.info.server_version // 10000} is too old; 15 or later is needed"
+            )
+        if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+            raise psycopg.NotSupportedError(
+                f"the encoding of this database is {encoding}; make one with ENCODING 'UTF8' TEMPLATE template0"
             )
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
         # Less than the others wait (_SETTINGS): they need the locks that it holds already.

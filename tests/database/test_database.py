@@ -15,8 +15,10 @@ from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, transa
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
 from models.shelves import read_shelves
+from models.user import create_user
 from settings import SettingsError, from_environment
-from tests.conftest import TEMPLATE
+from tests.actors import Actor
+from tests.conftest import PASSWORD, TEMPLATE, running_app
 from tools.postgres import EmbeddedPostgres
 
 
@@ -149,3 +151,16 @@ def test_a_listener_of_another_database_stops_the_start(
             postgres.drop_database("elsewhere")
     finally:
         postgres.drop_database("elsewhere")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_text_is_utf_8_whatever_encoding_clients_have_by_default(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", encoding)
+    apply_schema(environment["DATABASE_URL"])
+    with running_app(from_environment(environment)) as app:
+        with app.app_context():
+            create_user("Zoë 😀", PASSWORD, ["admin"])
+        zoe = Actor.signed_in(app.test_client(), "Zoë 😀", PASSWORD)
+        assert [item["username"] for item in zoe.get("/admin/sessions").json["items"]] == [zoe.username]

@@ -119,6 +119,17 @@ def test_no_service_can_write_a_lease_that_no_one_can_count_with(psql: psycopg.C
         psql.execute(WORKER, (lease_s,))
 
 
+def test_a_database_whose_encoding_is_not_utf_8_is_refused(
+    postgres: EmbeddedPostgres, psql: psycopg.Connection
+) -> None:
+    psql.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0")
+    try:
+        with pytest.raises(psycopg.NotSupportedError, match="the encoding of this database is LATIN1; make one with "):
+            apply_schema(postgres.url("latin"))
+    finally:
+        postgres.drop_database("latin")
+
+
 def test_four_can_apply_the_schema_to_an_empty_database_at_once(postgres: EmbeddedPostgres, database_url: str) -> None:
     url = postgres.create_database("empty")
     try:

@@ -29,7 +29,7 @@ def connecting(hosts: dict[str, Callable[[], None]]) -> Callable[..., Any]:
     """A `connect` that plays each host: it comes back from its part, or raises."""
 
     def connect(conninfo: str, **options: Any) -> Connected:
-        assert options == {"autocommit": True}
+        assert options == {"autocommit": True, "client_encoding": "UTF8"}
         host = str(conninfo_to_dict(conninfo)["host"])
         hosts[host]()
         return Connected(host)
