@@ -86,6 +86,8 @@ def adjust(connection: psycopg.Connection, lease_s: float) -> None:
         "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
         "jit": "off",
+        # Of several processes that write their rows at once none is turned away, whatever the role's default is.
+        "default_transaction_isolation": "read committed",
         "statement_timeout": long_over,
         # A network that goes half-open again and again must not use up max_connections.
         "idle_session_timeout": long_over,

@@ -58,17 +58,22 @@ ENGINE_OPTIONS: dict[str, Any] = {
     "pool_use_lifo": True,
     "pool_recycle": 45,  # less than idle_session_timeout: what PostgreSQL has ended is never used
     "native_inet_types": False,  # an address is text for us, too, and a page of the list has a hundred of them
+    # Each BEGIN says so: whoever waited for a row goes on with what it has become, and is not turned away.
+    "isolation_level": "READ COMMITTED",
     "hide_parameters": True,  # they are names, addresses and hashes, and errors are logged
     "connect_args": {"application_name": "lastcall", "prepare_threshold": None},
 }
 # No statement, lock or forgotten transaction of the application may wait for ever; and a network that goes half-open
-# again and again must not use up max_connections. Times are UTC, whatever the server's are.
+# again and again must not use up max_connections. Whatever the server's or the role's defaults are: times are UTC, in
+# the form that psycopg reads, and a statement alone (which has no BEGIN) is isolated as a transaction is.
 _SETTINGS = {
     "lock_timeout": "1500ms",
     "statement_timeout": "8s",
     "idle_in_transaction_session_timeout": "10s",
     "idle_session_timeout": "1min",
     "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "default_transaction_isolation": "read committed",
 }
 _SET = text("""
     SELECT set_config(name, setting, TRUE)
@@ -204,6 +209,7 @@ def _apply_schema(url: str) -> None:
             raise psycopg.NotSupportedError(
                 f"the encoding of this database is {encoding}; make one with ENCODING 'UTF8' TEMPLATE template0"
             )
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # sees what was done while it waited
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
         # Less than the others wait (_SETTINGS): they need the locks that it holds already.
         connection.execute("SET LOCAL lock_timeout = '1s'")

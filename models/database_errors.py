@@ -14,6 +14,12 @@ from lastcall.errors import DatabaseAway, LastcallError
 
 log = logging.getLogger("lastcall")
 
+_HELD_BY_OTHERS = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+)
+
 
 class Busy(DatabaseAway):
     """Somebody else holds a lock on this row, so nothing was changed: try again. If that goes on, look for a forgotten
@@ -61,7 +67,7 @@ def database_errors() -> Iterator[None]:
     except exc.TimeoutError:
         raise DatabaseAway from None
     except exc.DBAPIError as error:
-        if isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+        if isinstance(error.orig, _HELD_BY_OTHERS):
             raise Busy from None
         if isinstance(error.orig, psycopg.errors.QueryCanceled):
             raise TooSlow from None

@@ -11,7 +11,8 @@ from sqlalchemy import text
 
 from app import create_app, prepare_database
 from lastcall.clock import boottime_ns
-from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, transaction
+from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, snapshot, transaction
+from models.database_errors import Busy
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
 from models.shelves import read_shelves
@@ -124,12 +125,16 @@ def test_a_schema_that_is_applied_again_leaves_a_list_readable(environment: dict
     assert prepared_by(*[SessionFilter()] * 3)
 
 
+def set_default(url: str, setting: str) -> None:
+    with psycopg.connect(url, autocommit=True) as psql:
+        psql.execute(f"ALTER DATABASE {psql.info.dbname} SET {setting}")
+
+
 @pytest.mark.parametrize("is_pooled", [False, True])
 def test_times_are_utc_whatever_the_database_says(
     environment: dict[str, str], pooled: dict[str, str], is_pooled: bool
 ) -> None:
-    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as psql:
-        psql.execute(f"ALTER DATABASE {psql.info.dbname} SET TimeZone = 'Asia/Kolkata'")
+    set_default(environment["DATABASE_URL"], "TimeZone = 'Asia/Kolkata'")
     with create_app(from_environment(pooled if is_pooled else environment)).app_context():
         with transaction():
             moment = db.session.scalar(text("SELECT now()"))
@@ -151,6 +156,43 @@ def test_a_listener_of_another_database_stops_the_start(
             postgres.drop_database("elsewhere")
     finally:
         postgres.drop_database("elsewhere")
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+@pytest.mark.parametrize("style", ["German", "SQL, DMY"])
+def test_times_are_read_whatever_form_the_database_gives_them(
+    environment: dict[str, str], pooled: dict[str, str], is_pooled: bool, style: str
+) -> None:
+    set_default(environment["DATABASE_URL"], f"DateStyle = '{style}'")
+    with running_app(from_environment(pooled if is_pooled else environment)) as app:
+        with app.app_context():
+            create_user("root", PASSWORD, ["admin"])
+        root = Actor.signed_in(app.test_client(), "root", PASSWORD)
+        assert root.get("/admin/sessions").json["items"][0]["created_at"].endswith("Z")
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_transactions_are_isolated_as_they_ask_for_whatever_the_database_says(
+    environment: dict[str, str], pooled: dict[str, str], is_pooled: bool
+) -> None:
+    set_default(environment["DATABASE_URL"], "default_transaction_isolation = 'serializable'")
+    isolation = text("SHOW transaction_isolation")
+    with create_app(from_environment(pooled if is_pooled else environment)).app_context():
+        for _ in range(2):  # on the connection that the others have left
+            with transaction():
+                assert db.session.scalar(isolation) == "read committed"
+            with each_alone() as session:
+                assert session.scalar(isolation) == "read committed"
+            with snapshot():
+                assert db.session.scalar(isolation) == "repeatable read"
+        db.engine.dispose()
+
+
+@pytest.mark.usefixtures("context")
+def test_whoever_could_not_be_put_in_a_row_with_others_may_try_again() -> None:
+    raises = text("DO $$ BEGIN RAISE EXCEPTION SQLSTATE '40001'; END $$")
+    with pytest.raises(Busy), transaction():
+        db.session.execute(raises)
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])

@@ -228,6 +228,15 @@ def test_what_was_read_is_not_read_again_while_an_old_transaction_stays_open(
     assert sorted(advanced) == sorted([*(f"user {number}" for number in range(20)), "slow"])
 
 
+def test_its_own_statements_are_isolated_as_they_need_it_whatever_the_role_says(database_url: str) -> None:
+    serializable = "-c default_transaction_isolation=serializable"
+    with psycopg.connect(database_url, autocommit=True, options=serializable) as connection:
+        adjust(connection, lease_s=2.0)
+        assert one(connection, "SHOW transaction_isolation") == "read committed"
+        with of_many_rows(connection):
+            assert one(connection, "SHOW transaction_isolation") == "read committed"
+
+
 def test_it_reads_what_is_new_by_an_index_though_its_plan_is_of_an_empty_table(
     psql: psycopg.Connection, database_url: str
 ) -> None:

@@ -130,9 +130,13 @@ def test_a_database_whose_encoding_is_not_utf_8_is_refused(
         postgres.drop_database("latin")
 
 
-def test_four_can_apply_the_schema_to_an_empty_database_at_once(postgres: EmbeddedPostgres, database_url: str) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
+def test_four_can_apply_the_schema_to_an_empty_database_at_once(
+    postgres: EmbeddedPostgres, psql: psycopg.Connection, database_url: str, isolation: str
+) -> None:
     url = postgres.create_database("empty")
     try:
+        psql.execute(f"ALTER DATABASE empty SET default_transaction_isolation = '{isolation}'")
         assert all_at_once(*[lambda: apply_schema(url)] * 4) == [None] * 4
         with psycopg.connect(url) as there, psycopg.connect(database_url) as here:
             assert objects(there) == objects(here)
