@@ -227,23 +227,36 @@ def _secret_key(env: Mapping[str, str], data_dir: Path, *, required: bool) -> st
         raise SettingsError(
             "SECRET_KEY: missing; with DATABASE_URL set, give 16 characters or more, the same on every host"
         )
-    return _kept_secret(data_dir / "secret_key", lambda: secrets.token_urlsafe(48))
+    path = data_dir / "secret_key"
+    key = _kept_secret(path, lambda: secrets.token_urlsafe(48))
+    if len(key) < 16:
+        raise _spoilt(path, "it has less than 16 characters")
+    return key
 
 
 def _signing_keys(env: Mapping[str, str], data_dir: Path) -> KeyRing:
-    text = env.get("LASTCALL_SIGNING_KEY")
-    if not text:
-        text = _kept_secret(data_dir / "signing_key.json", lambda: json.dumps(generate_signing_key("RS256")))
+    if given := env.get("LASTCALL_SIGNING_KEY"):
+        try:
+            return _keys_that_sign(given)
+        except ValueError as error:
+            raise SettingsError(
+                f"LASTCALL_SIGNING_KEY: {error}; give a private JWK or JWK set, a PEM private key (RSA of 2048 bits or"
+                " more, P-256, Ed25519), or an HS256 secret of 32 bytes or more; several for rotation, the signing one"
+                " first"
+            ) from None
+    path = data_dir / "signing_key.json"
+    kept = _kept_secret(path, lambda: json.dumps(generate_signing_key("RS256")))
     try:
-        keys = KeyRing.parse(text)
-        keys.signing_key  # noqa: B018 - raises where only the public part is known
-        return keys
+        return _keys_that_sign(kept)
     except ValueError as error:
-        raise SettingsError(
-            f"LASTCALL_SIGNING_KEY: {error}; give a private JWK or JWK set, a PEM private key (RSA of 2048 bits or"
-            " more, P-256, Ed25519), or an HS256 secret of 32 bytes or more; several for rotation, the signing one"
-            " first"
-        ) from None
+        raise _spoilt(path, str(error)) from None
+
+
+def _keys_that_sign(text: str) -> KeyRing:
+    """Raises ValueError, also where only the public part of the first key is known."""
+    keys = KeyRing.parse(text)
+    keys.signing_key  # noqa: B018
+    return keys
 
 
 def _kept_secret(path: Path, make: Callable[[], str]) -> str:
@@ -256,6 +269,8 @@ def _kept_secret(path: Path, make: Callable[[], str]) -> str:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(make())
+            file.flush()
+            os.fsync(descriptor)  # a power cut must not leave an empty one
         try:
             os.link(draft, path)  # fails when another process was first: its secret is the one
         except FileExistsError:
@@ -268,6 +283,16 @@ def _kept_secret(path: Path, make: Callable[[], str]) -> str:
             f"LASTCALL_DATA_DIR: {str(path.parent)!r} cannot be used ({error.strerror}); give a folder that can be"
             " written"
         ) from None
+    except UnicodeDecodeError:
+        raise _spoilt(path, "it is not UTF-8") from None
+
+
+def _spoilt(path: Path, fault: str) -> SettingsError:
+    """What to say of a kept secret that is none, be it cut short or written over."""
+    return SettingsError(
+        f"LASTCALL_DATA_DIR: {str(path)!r} cannot be used ({fault}); give it back from a backup, or delete it:"
+        " the next start makes a new one, and what the old one has signed counts no more"
+    )
 
 
 def _shown(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +240,50 @@ def test_another_process_that_was_first_wins(tmp_path: Path, monkeypatch: pytest
     found = from_environment({"LASTCALL_DATA_DIR": str(folder), "LASTCALL_SIGNING_KEY": SECRET})
     assert found.secret_key == "the secret of the other process"
     assert [file.name for file in folder.iterdir()] == ["secret_key"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("secret_key", b"", "less than 16 characters"),
+        ("secret_key", b"Kx7-too-short\n", "less than 16 characters"),
+        ("secret_key", b"Kx7-\xff-of-more-than-16-bytes", "not UTF-8"),
+        ("signing_key.json", b"", "no key"),
+        ("signing_key.json", b"Kx7-too-short", "less than 32 bytes"),
+        ("signing_key.json", b'{"kty": "RSA", "n": "Kx7', "not valid JSON"),
+        ("signing_key.json", b"\xff" * 40, "not UTF-8"),
+    ],
+)
+def test_a_kept_secret_that_is_spoilt_is_named_in_one_line(
+    tmp_path: Path, name: str, content: bytes, fault: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SettingsError) as refused:
+        from_environment({"LASTCALL_DATA_DIR": str(tmp_path)})
+    message = str(refused.value)
+    assert message.startswith(f"LASTCALL_DATA_DIR: {str(tmp_path / name)!r} cannot be used (") and fault in message
+    assert len(message.splitlines()) == 1 and "Kx7" not in message
+    assert (tmp_path / name).read_bytes() == content, "only a person may throw it away"
+
+
+def test_a_secret_is_on_the_disk_before_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut would leave an empty file, which is no secret."""
+    done: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def note_fsync(descriptor: int) -> None:
+        assert os.fstat(descriptor).st_size > 0
+        done.append("fsync")
+        fsync(descriptor)
+
+    def note_link(draft: Path, path: Path) -> None:
+        done.append("link")
+        link(draft, path)
+
+    monkeypatch.setattr("settings.os.fsync", note_fsync)
+    monkeypatch.setattr("settings.os.link", note_link)
+    from_environment({"LASTCALL_DATA_DIR": str(tmp_path / "data")})
+    assert done == ["fsync", "link"] * 2
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "fi\nle"])
