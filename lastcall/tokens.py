@@ -5,6 +5,7 @@ Each key is bound to one algorithm (RFC 8725, section 3.1), and the token type i
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -12,13 +13,20 @@ import os
 import re
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_der_private_key,
+    load_der_public_key,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from cryptography.x509 import load_der_x509_certificate
 from jwt.algorithms import Algorithm
 
 from lastcall.claims import Claims, parse
@@ -69,10 +77,10 @@ class KeyRing:
 
         Raises ValueError, whose message never holds key material.
         """
-        text = text.strip()
+        text = _without_mark(text)
         if text.startswith(_PATH_BEGINS) and len(text) < 4096:
             try:  # a path that was mistyped must not become a secret that can be guessed
-                text = Path(text).expanduser().read_text(encoding="utf-8").strip()
+                text = _without_mark(Path(text).expanduser().read_text(encoding="utf-8"))
             except (OSError, RuntimeError, ValueError):
                 raise ValueError("a file that cannot be read") from None
         if text.startswith(("{", "[")):
@@ -85,10 +93,16 @@ class KeyRing:
                 raise ValueError("not a JWK set")
             keys = [_key_from_jwk(jwk) for jwk in jwks]
         elif text.startswith("-----BEGIN"):
-            blocks = re.findall(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", text, re.DOTALL)
+            # A certificate may stand beside the key, and `openssl ecparam -genkey` puts the curve's name before it.
+            blocks = re.findall(r"-----BEGIN [A-Z ]*KEY-----.*?-----END [A-Z ]*KEY-----", text, re.DOTALL)
             keys = [_key_from_pem(block) for block in blocks]
         else:
-            keys = [_key_from_secret(secret) for secret in text.split()]
+            words = text.split()
+            if any(map(_is_another_key, ["".join(words), *words])):
+                raise ValueError(
+                    "a key taken out of its PEM, or encoded, is no secret; give the PEM or JWK as it stands"
+                )
+            keys = [_key_from_secret(word) for word in words]
         return cls(keys)
 
     @property
@@ -229,6 +243,35 @@ def _key_from_loaded(loaded: Any, alg: str, kid: object) -> Key:
     jwk.pop("key_ops", None)
     name = _checked_kid(kid) or _thumbprint(jwk)
     return Key(name, alg, public, private, jwk | {"kid": name, "alg": alg, "use": "sig"}, algorithm)
+
+
+def _without_mark(text: str) -> str:
+    """Without white space around it, and without the byte order mark that some editors write."""
+    return text.strip().removeprefix("\ufeff").lstrip()
+
+
+def _is_another_key(text: str) -> bool:
+    """Whether it begins like JSON, or is base64 of PEM, of a key as it stands in PEM, or of a certificate. A public key
+    that was taken for an HS256 secret would let anybody sign (RFC 8725, section 2.1)."""
+    text = text.strip("'\"")
+    if text.startswith(("{", "[")):
+        return True
+    text = text.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return False
+    if data.startswith(b"-----BEGIN"):
+        return True
+    for load in (load_der_public_key, _load_der_private_key, load_der_x509_certificate):
+        with suppress(Exception):
+            load(data)
+            return True
+    return False
+
+
+def _load_der_private_key(data: bytes) -> Any:
+    return load_der_private_key(data, password=None)
 
 
 def _key_from_secret(text: str) -> Key:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -15,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from cryptography.x509.oid import NameOID
 
 from lastcall.errors import Invalid
 from lastcall.tokens import ALGORITHMS, KeyRing, generate_signing_key, issue, verify
@@ -74,6 +80,79 @@ def test_a_public_jwk_set_verifies_what_its_private_keys_sign() -> None:
     issuer = KeyRing.parse(json.dumps(JWKS["EdDSA"]))
     verifier = KeyRing.parse(json.dumps(issuer.jwks()))
     assert check(issue(good_payload(), issuer), verifier) == "u1"
+
+
+@pytest.mark.parametrize("text", [json.dumps(JWKS["ES256"]), pem(P_256)], ids=["a JWK", "PEM"])
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path, text: str) -> None:
+    """Some editors write one: what follows it must not become an HS256 secret."""
+    file = tmp_path / "keys"
+    file.write_text(f"\ufeff{text}", encoding="utf-8")
+    for given in (f"\ufeff{text}", f" \ufeff\n{text}", str(file)):
+        assert KeyRing.parse(given).signing_key.alg == "ES256"
+
+
+def test_a_secret_is_the_same_behind_a_byte_order_mark() -> None:
+    assert KeyRing.parse(f"\ufeff{SECRET}").signing_key.kid == KeyRing.parse(SECRET).signing_key.kid
+
+
+PARAMETERS = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+"""What `openssl ecparam -name prime256v1 -genkey` writes before the key."""
+
+
+def certificate_of(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lastcall.example")])
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    draft = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + timedelta(days=1))
+    return draft.sign(key, hashes.SHA256())
+
+
+def test_blocks_of_a_pem_that_are_no_keys_are_skipped() -> None:
+    old_style = P_256.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()).decode()
+    certificate = certificate_of(P_256).public_bytes(Encoding.PEM).decode()
+    for text in (PARAMETERS + old_style, pem(P_256) + certificate, certificate + PARAMETERS + public_pem(P_256)):
+        assert [key.alg for key in KeyRing.parse(text).keys] == ["ES256"]
+    for text in (PARAMETERS, certificate):
+        with pytest.raises(ValueError, match="no key"):
+            KeyRing.parse(text)
+
+
+def base64_in(text: str) -> str:
+    """What stands between the first and the last line of a PEM."""
+    return "\n".join(text.strip().splitlines()[1:-1])
+
+
+PUBLIC_JWK = json.dumps(KeyRing.parse(json.dumps(JWKS["RS256"])).jwks()["keys"][0], separators=(",", ":"))
+NO_SECRETS: dict[str, str] = {
+    "a public key in lines": base64_in(public_pem(RSA_2048)),
+    "a public key in one line": base64_in(public_pem(RSA_2048)).replace("\n", ""),
+    "a public key in base64url": base64_in(public_pem(P_256))
+    .replace("\n", "")
+    .translate(str.maketrans("+/", "-_", "=")),
+    "a short public key": base64_in(public_pem(ED25519)),
+    "a public key in quotes": f'"{base64_in(public_pem(ED25519))}"',
+    "a private key": base64_in(pem(P_256)),
+    "a certificate": base64_in(certificate_of(P_256).public_bytes(Encoding.PEM).decode()),
+    "base64 of PEM": base64.b64encode(public_pem(RSA_2048).encode()).decode(),
+    "a JWK in quotes": f"'{PUBLIC_JWK}'",
+    "a JWK as JSON in JSON": json.dumps(PUBLIC_JWK),
+    "a JWK behind a secret": f"{SECRET} {PUBLIC_JWK}",
+    "a public key behind a secret": f"{SECRET} {base64_in(public_pem(ED25519))}",
+}
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in NO_SECRETS.items()])
+def test_a_public_key_is_never_taken_for_a_secret(text: str) -> None:
+    """Everybody has it, and could sign with it."""
+    with pytest.raises(ValueError, match="is no secret; give the PEM or JWK as it stands"):
+        KeyRing.parse(text)
+
+
+@pytest.mark.parametrize("length", [32, 33, 48, 64])
+def test_random_bytes_in_base64_or_hex_are_a_secret(length: int) -> None:
+    for _ in range(200):
+        data = b"s" + secrets.token_bytes(length - 1)  # a text that begins with / names a file
+        for text in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode(), data.hex()):
+            assert KeyRing.parse(text).signing_key.alg == "HS256"
 
 
 def test_a_key_ring_is_read_from_a_file(tmp_path: Path) -> None:
