@@ -12,7 +12,7 @@ from flask import Blueprint, Response, flash, make_response, render_template, re
 from flask.typing import ResponseReturnValue
 
 from blueprints.console import proof_is_fresh, prove_again, signed_in, was_signed_out
-from blueprints.operation import query_given, read_form
+from blueprints.operation import query_given, read_form, unless_known
 from blueprints.server import actor, server, session_to_keep
 from blueprints.sessions import session_filter
 from blueprints.shapes import Because, Filter, SessionQuery
@@ -45,10 +45,8 @@ def table() -> ResponseReturnValue:
 def table_of(page: str, fragment: str) -> Response:
     """The table alone. The address bar follows the filter, so that a reload, «back» and a shared link show the same.
     A look is answered by 304 while nothing changes: static/console.js."""
-    response = make_response(fragment)
+    response = unless_known(make_response(fragment))
     response.headers["HX-Replace-Url"] = url_for(page, **query_given())
-    response.add_etag()
-    response.make_conditional(request)
     return response
 
 

@@ -92,6 +92,15 @@ def answer(value: BaseModel, status: int = 200, headers: dict[str, str] | None =
     )
 
 
+def unless_known(response: Response) -> Response:
+    """304 where If-None-Match names this answer: who polls asks so, static/console.js too. If-Match, which is for what
+    changes something, does not count: a 412 would hold the whole list all the same."""
+    response.add_etag()
+    asked = {"REQUEST_METHOD": request.method, "HTTP_IF_NONE_MATCH": request.headers.get("If-None-Match", "")}
+    response.make_conditional(asked)
+    return response
+
+
 def next_link(cursor: str | None) -> dict[str, str]:
     """The header `Link: rel="next"` (RFC 8288) of a list with another page."""
     if cursor is None:

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
-from blueprints.operation import API, answer, next_link, operation
+from blueprints.operation import API, answer, next_link, operation, unless_known
 from blueprints.receipts import receipt_response
 from blueprints.server import actor, client_of_request, own_id, server, session_to_keep
 from blueprints.shapes import (
@@ -51,10 +51,8 @@ def _page(page: SessionPage) -> Response:
         item.current = facts.session_id == here
         items.append(item)
     body = SessionList(items=items, next=page.next, total=page.total, total_is_exact=page.total_is_exact)
-    response = answer(body, headers=next_link(page.next))
-    response.add_etag()  # who polls, because there is no free event stream, asks with If-None-Match
-    response.make_conditional(request)
-    return response
+    # Who polls, because there is no free event stream, asks with If-None-Match.
+    return unless_known(answer(body, headers=next_link(page.next)))
 
 
 @bp.get("/me/sessions")

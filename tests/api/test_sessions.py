@@ -32,6 +32,15 @@ def test_the_list_shows_the_active_sessions_newest_first(root: Actor, alice: Act
     assert not any(secret in str(body) for secret in secrets)
 
 
+@pytest.mark.parametrize("path", ["/admin/sessions", "/me/sessions"])
+def test_a_list_that_has_not_changed_is_a_304_and_only_if_none_match_counts(root: Actor, path: str) -> None:
+    first = root.get(path)
+    assert root.get(path, headers={"If-None-Match": first.headers["ETag"]}).status_code == 304
+    assert answer(root.get(path, headers={"If-None-Match": '"another"'})) == first.json
+    for asked in ('"another"', first.headers["ETag"], "*"):
+        assert answer(root.get(path, headers={"If-Match": asked})) == first.json
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
