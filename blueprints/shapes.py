@@ -16,8 +16,9 @@ from models.times import write_time
 
 
 def _read_time(value: Any) -> Any:
-    """RFC 3339 with an offset; a time without one means something else on every machine."""
-    pattern = r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)"
+    """RFC 3339 with an offset; a time without one means something else on every machine. What is finer than a
+    microsecond is cut off: Go and Java write nine digits, PostgreSQL keeps six."""
+    pattern = r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)"
     if isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII):
         try:
             return datetime.fromisoformat(value.upper()).astimezone(UTC)
