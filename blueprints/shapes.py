@@ -62,10 +62,13 @@ def _role(value: str) -> str:
 
 
 def _network(value: str) -> str:
+    """IPv4 stays IPv4 in the spelling of a socket of both kinds (::ffff:192.0.2.1), as in `address_of_request`."""
     try:
         if "%" in value:
             raise ValueError("PostgreSQL knows no zone")
-        return str(ipaddress.ip_network(value, strict=False))
+        network = ipaddress.ip_network(value, strict=False)
+        mapped = getattr(network.network_address, "ipv4_mapped", None)
+        return f"{mapped}/{network.prefixlen - 96}" if mapped else str(network)
     except ValueError:
         raise ValueError("give an address or a network such as 10.0.0.0/8") from None
 

@@ -55,6 +55,7 @@ def test_a_list_that_has_not_changed_is_a_304_and_only_if_none_match_counts(root
         ("?client=web", []),
         ("?ip=127.0.0.1", ["alice", "root"]),
         ("?ip=127.0.0.0/8&role=viewer", ["alice"]),
+        ("?ip=::ffff:127.0.0.1", ["alice", "root"]),
         ("?ip=10.0.0.0/8", []),
         ("?since=2026-01-01T00:00:00Z", ["alice", "root"]),
         ("?until=2020-01-01T00:00:00%2B02:00", []),

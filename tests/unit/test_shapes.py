@@ -143,6 +143,10 @@ def test_an_address_that_postgresql_would_not_take_is_refused(ip: str) -> None:
         ("10.1.2.3/8", "10.0.0.0/8"),
         ("2001:DB8::1/32", "2001:db8::/32"),
         ("::1", "::1/128"),
+        ("::ffff:9.9.9.9", "9.9.9.9/32"),
+        ("::FFFF:9.9.9.7/120", "9.9.9.0/24"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::ffff:9.9.9.9/95", "::fffe:0:0/95"),
     ],
 )
 def test_an_address_or_a_network_is_read(ip: str, read: str) -> None:
