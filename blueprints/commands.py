@@ -106,9 +106,11 @@ def create_admin(username: str | None, named: str | None, password_stdin: bool) 
     """Make a user with the role admin. Without --password-stdin the password is LASTCALL_ADMIN_PASSWORD; where that is
     not set either, one is invented and shown once."""
     settings = server().settings
-    given = sys.stdin.readline().rstrip("\n") if password_stdin else settings.admin_password
+    line = sys.stdin.readline().removesuffix("\r\n").removesuffix("\n") if password_stdin else None
+    given = line if line is not None else settings.admin_password
     password = given if given is not None else passwords.invent_password()
-    new = NewUser(username=username or named or settings.admin_username, password=password, roles=[ADMIN])
+    names = (name for name in (username, named, settings.admin_username) if name is not None)  # an empty one is wrong
+    new = NewUser(username=next(names), password=password, roles=[ADMIN])
     made = users.create_user(new.username, new.password, new.roles)
     click.echo(
         f"{made.username} is an admin." + ("" if given is not None else f" Password, shown only once: {password}")
@@ -125,7 +127,9 @@ def create_admin(username: str | None, named: str | None, password_stdin: bool) 
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def sessions(limit: int, as_json: bool, **given: str | None) -> None:
     """List sessions, newest first."""
-    query = SessionQuery.model_validate({"limit": limit, **{key: value for key, value in given.items() if value}})
+    query = SessionQuery.model_validate(
+        {"limit": limit, **{key: value for key, value in given.items() if value is not None}}
+    )
     page = list_sessions(session_filter(query, query.state), limit=query.limit)
     if as_json:
         for facts in page.items:

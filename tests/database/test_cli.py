@@ -112,6 +112,17 @@ def test_create_admin_invents_a_password_and_shows_it_once(
         (["create-admin", "ALICE"], ""),
         (["create-admin", "ann", "--password-stdin"], "short\n"),
         (["create-admin", " ann"], ""),
+        (["create-admin", ""], ""),
+        (["create-admin", "--username", ""], ""),
+        (["create-admin", "", "--username", "ann"], ""),
+        (["create-admin", "ann", "--password-stdin"], ""),
+        (["sessions", "--user", ""], ""),
+        (["sessions", "--q", ""], ""),
+        (["sessions", "--role", ""], ""),
+        (["sessions", "--client", ""], ""),
+        (["sessions", "--ip", ""], ""),
+        (["sessions", "--state", ""], ""),
+        (["revoke", "user", ""], ""),
         (["sessions", "--state", "asleep"], ""),
         (["sessions", "--limit", "0"], ""),
         (["sessions", "--limit", "201"], ""),
@@ -217,7 +228,7 @@ def test_demo_data_invents_sessions_that_nobody_can_enter(app: Flask, psql: psyc
     assert answer.status_code == 401
 
 
-def flask(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+def flask(environment: dict[str, str], *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LASTCALL_", "COV_"))}
     command = [sys.executable, "-m", "flask", "--app", "app", *words]
     return subprocess.run(
@@ -227,7 +238,7 @@ def flask(environment: dict[str, str], *words: str) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         timeout=60,
-        stdin=subprocess.DEVNULL,
+        input=typed,
     )
 
 
@@ -236,6 +247,13 @@ def test_the_real_command_revokes_and_ends(app: Flask, environment: dict[str, st
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("In force on 1 of 1 workers")
     assert not alice.is_in()
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\nmore\n"])
+def test_a_password_is_the_first_line_without_its_end(app: Flask, environment: dict[str, str], end: str) -> None:
+    done = flask(environment, "create-admin", "ann", "--password-stdin", typed=f"a long password {end}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Actor.signed_in(app.test_client(), "ann", "a long password ").user_id
 
 
 @pytest.mark.parametrize(
