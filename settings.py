@@ -111,7 +111,7 @@ def from_environment(environ: Mapping[str, str] | None = None, *, embedded_url: 
         audience=env.get("LASTCALL_AUDIENCE") or "lastcall",
         argon2_time_cost=_integer(env, "LASTCALL_ARGON2_TIME_COST", ARGON2_TIME_COST, 1, 20),
         argon2_memory_kib=_integer(env, "LASTCALL_ARGON2_MEMORY_KIB", ARGON2_MEMORY_KIB, 8, 1_048_576),
-        metrics_token=env.get("LASTCALL_METRICS_TOKEN") or None,
+        metrics_token=_metrics_token(env),
         trusted_proxies=_integer(env, "LASTCALL_TRUSTED_PROXIES", 0, 0, 10),
         secure_cookies=_boolean(env, "LASTCALL_SECURE_COOKIES", False),
         streams_per_worker=_integer(env, "LASTCALL_STREAMS_PER_WORKER", 24, 1, 200),
@@ -215,6 +215,13 @@ def _admin_password(env: Mapping[str, str]) -> str | None:
     if password is not None and not 8 <= len(password) <= 1024:
         raise SettingsError("LASTCALL_ADMIN_PASSWORD: too short or too long; give 8 to 1024 characters")
     return password
+
+
+def _metrics_token(env: Mapping[str, str]) -> str | None:
+    token = env.get("LASTCALL_METRICS_TOKEN") or None
+    if token is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", token):
+        raise SettingsError("LASTCALL_METRICS_TOKEN: it cannot stand in a header; give visible ASCII characters")
+    return token
 
 
 def _secret_key(env: Mapping[str, str], data_dir: Path, *, required: bool) -> str:

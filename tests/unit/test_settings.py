@@ -73,6 +73,7 @@ GOOD: dict[str, tuple[str, str, Any]] = {
     "LASTCALL_DEMO_SESSIONS": ("2000", "demo_sessions", 2000),
     "LOG_LEVEL": ("Warning", "log_level", "warning"),
     "SECRET_KEY": (COOKIE_KEY, "secret_key", COOKIE_KEY),
+    "LASTCALL_METRICS_TOKEN": ("Kx7-._~ +/=", "metrics_token", "Kx7-._~ +/="),
 }
 
 
@@ -117,6 +118,7 @@ BAD: dict[str, list[str]] = {
     "LASTCALL_REVOKE_ON_ROLE_REMOVAL": ["maybe", "2", "ja", "true false", "none"],
     "LOG_LEVEL": ["verbose", "warn", "20", " info", "in\nfo"],
     "SECRET_KEY": ["Kx7", "Kx7" * 5],
+    "LASTCALL_METRICS_TOKEN": ["Schlüssel", " Kx7", "Kx7\n", "\t"],
 }
 NOT_UTF_8 = "postgresql://Kx7-\udcff-with-32-characters-and-more/x"
 for name in ("LASTCALL_ISSUER", "LASTCALL_AUDIENCE", "LASTCALL_METRICS_TOKEN", "LASTCALL_DATA_DIR", *BAD):
@@ -149,6 +151,7 @@ def test_a_bad_value_is_refused_in_one_line_that_begins_with_its_name(
         ("SECRET_KEY", "Kx7"),
         ("SECRET_KEY", NOT_UTF_8),
         ("LASTCALL_METRICS_TOKEN", NOT_UTF_8),
+        ("LASTCALL_METRICS_TOKEN", "Kx7-é"),
     ],
 )
 def test_a_bad_secret_is_not_shown(read: Callable[..., Settings], name: str, value: str) -> None:
