@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
@@ -21,6 +22,8 @@ from models.patience import Patience
 from models.seen import Seen
 from models.worker import WorkerWatch
 from settings import Settings
+
+_WITH_PORT = re.compile(r"\[(.+)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,14 @@ def server() -> Server:
 def address_of_request() -> str | None:
     """The peer's address, or what a trusted proxy says (LASTCALL_TRUSTED_PROXIES); None where that is no address.
 
-    IPv4 stays IPv4 on a socket of both kinds (::ffff:192.0.2.1), and PostgreSQL knows no zone (fe80::1%eth0).
+    IPv4 stays IPv4 on a socket of both kinds (::ffff:192.0.2.1), and PostgreSQL knows no zone (fe80::1%eth0). Some
+    proxies say the port, too: 192.0.2.1:5678, [2001:db8::1]:443.
     """
+    said = request.remote_addr or ""
+    if with_port := _WITH_PORT.fullmatch(said):
+        said = with_port[1] or with_port[2]
     try:
-        address = ipaddress.ip_address((request.remote_addr or "").partition("%")[0])
+        address = ipaddress.ip_address(said.partition("%")[0])
     except ValueError:
         return None
     return str(getattr(address, "ipv4_mapped", None) or address)

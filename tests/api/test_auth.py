@@ -251,9 +251,23 @@ def test_refresh_tokens_are_long_and_never_the_same(alice: Actor) -> None:
     assert all(len(base64.urlsafe_b64decode(token + "==")) >= 32 for token in tokens)
 
 
-@pytest.mark.parametrize("hops", [0, 1])
+@pytest.mark.parametrize(
+    ("hops", "said", "read"),
+    [
+        (0, "198.51.100.7", "127.0.0.1"),
+        (1, "198.51.100.7", "198.51.100.7"),
+        (1, "198.51.100.7:5678", "198.51.100.7"),
+        (1, "2001:db8::1", "2001:db8::1"),
+        (1, "[2001:db8::1]", "2001:db8::1"),
+        (1, "[2001:db8::1]:443", "2001:db8::1"),
+        (1, "[::ffff:198.51.100.7]:443", "198.51.100.7"),
+        (1, "198.51.100.7:", None),
+        (1, "[]:443", None),
+        (1, "unknown", None),
+    ],
+)
 def test_a_forwarded_address_is_believed_only_from_a_trusted_proxy(
-    environment: dict[str, str], psql: psycopg.Connection, hops: int
+    environment: dict[str, str], psql: psycopg.Connection, hops: int, said: str, read: str | None
 ) -> None:
     settings = from_environment({**environment, "LASTCALL_TRUSTED_PROXIES": str(hops)})
     with running_app(settings) as app:
@@ -261,12 +275,12 @@ def test_a_forwarded_address_is_believed_only_from_a_trusted_proxy(
             users.create_user("alice", PASSWORD, ["viewer"])
         body = {"username": "alice", "password": PASSWORD}
         headers = {
-            "X-Forwarded-For": "203.0.113.9, 198.51.100.7",
+            "X-Forwarded-For": f"203.0.113.9, {said}",
             "X-Real-IP": "203.0.113.9",
             "Forwarded": "for=203.0.113.9",
         }
         answer(app.test_client().post(API + "/auth/login", json=body, headers=headers))
-    assert one(psql, "SELECT host(ip) FROM login_sessions") == ("198.51.100.7" if hops else "127.0.0.1")
+    assert one(psql, "SELECT host(ip) FROM login_sessions") == read
 
 
 # --------------------------------------------------------------------------------------------------- logout and me
