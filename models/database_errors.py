@@ -88,7 +88,7 @@ def schema_errors() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         reason = " ".join(str(error).split())[:300]
-        if isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+        if isinstance(error, _HELD_BY_OTHERS):
             raise Busy(
                 f"the database could not be prepared, because somebody else holds a lock ({reason}): look for a"
                 " forgotten transaction in pg_stat_activity, end it, and try again"
