@@ -468,7 +468,8 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION users_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Of users: everyone is out. Of cutoffs: workers that start would know none.
+CREATE OR REPLACE FUNCTION everyone_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE everyone SET gen = gen + 1;
     RETURN NULL;
@@ -485,15 +486,7 @@ BEGIN
 END
 $$;
 
--- What has emptied it has revoked nobody, and workers that start would not know the cutoffs.
-CREATE OR REPLACE FUNCTION cutoffs_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE everyone SET gen = gen + 1;
-    RETURN NULL;
-END
-$$;
-
--- Nor would they know of one row, while those that run go on refusing: nothing undoes a revocation.
+-- Workers that start would not know of it, while those that run go on refusing: nothing undoes a revocation.
 CREATE OR REPLACE FUNCTION cutoffs_before_delete() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE WARNING 'the cutoff of % "%" was not deleted: it stays until its last token has expired, at %',
@@ -735,7 +728,7 @@ FOR EACH ROW EXECUTE FUNCTION users_after_delete();
 CREATE OR REPLACE TRIGGER users_after_new_name AFTER UPDATE OF username OR DELETE ON users
 FOR EACH ROW EXECUTE FUNCTION users_after_new_name();
 CREATE OR REPLACE TRIGGER users_after_truncate AFTER TRUNCATE ON users
-FOR EACH STATEMENT EXECUTE FUNCTION users_after_truncate();
+FOR EACH STATEMENT EXECUTE FUNCTION everyone_after_truncate();
 CREATE OR REPLACE TRIGGER user_roles_after_delete AFTER DELETE ON user_roles
 FOR EACH ROW EXECUTE FUNCTION user_roles_after_loss();
 CREATE OR REPLACE TRIGGER user_roles_after_update AFTER UPDATE ON user_roles
@@ -760,7 +753,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION login_sessions_after_truncate();
 CREATE OR REPLACE TRIGGER workers_after_truncate AFTER TRUNCATE ON workers
 FOR EACH STATEMENT EXECUTE FUNCTION workers_after_truncate();
 CREATE OR REPLACE TRIGGER cutoffs_after_truncate AFTER TRUNCATE ON cutoffs
-FOR EACH STATEMENT EXECUTE FUNCTION cutoffs_after_truncate();
+FOR EACH STATEMENT EXECUTE FUNCTION everyone_after_truncate();
 -- The purge deletes what is over. The canary is nobody's cutoff.
 CREATE OR REPLACE TRIGGER cutoffs_before_delete BEFORE DELETE ON cutoffs
 FOR EACH ROW WHEN (OLD.expires_at > clock_timestamp() AND OLD.subject <> '00000000-0000-0000-0000-000000000000')
