@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, CompoundSelect, Executable, Select, event,
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import UserDefinedType
 
-from models.database_errors import database_errors
+from models.database_errors import HELD_BY_OTHERS, database_errors
 from models.patience import POOL_S, Patience, PatientConnection
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
@@ -194,7 +194,7 @@ def apply_schema(url: str) -> None:
     for _ in range(_SCHEMA_TRIES - 1):
         try:
             return _apply_schema(url)
-        except (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable):
+        except HELD_BY_OTHERS:
             time.sleep(_SCHEMA_PAUSE_S)
     return _apply_schema(url)
 

@@ -14,7 +14,7 @@ from lastcall.errors import DatabaseAway, LastcallError
 
 log = logging.getLogger("lastcall")
 
-_HELD_BY_OTHERS = (
+HELD_BY_OTHERS = (
     psycopg.errors.LockNotAvailable,
     psycopg.errors.DeadlockDetected,
     psycopg.errors.SerializationFailure,
@@ -67,7 +67,7 @@ def database_errors() -> Iterator[None]:
     except exc.TimeoutError:
         raise DatabaseAway from None
     except exc.DBAPIError as error:
-        if isinstance(error.orig, _HELD_BY_OTHERS):
+        if isinstance(error.orig, HELD_BY_OTHERS):
             raise Busy from None
         if isinstance(error.orig, psycopg.errors.QueryCanceled):
             raise TooSlow from None
@@ -88,7 +88,7 @@ def schema_errors() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         reason = " ".join(str(error).split())[:300]
-        if isinstance(error, _HELD_BY_OTHERS):
+        if isinstance(error, HELD_BY_OTHERS):
             raise Busy(
                 f"the database could not be prepared, because somebody else holds a lock ({reason}): look for a"
                 " forgotten transaction in pg_stat_activity, end it, and try again"
