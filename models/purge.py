@@ -46,7 +46,7 @@ def _purge_sessions() -> int:
             LIMIT :batch FOR UPDATE SKIP LOCKED
         ) RETURNING user_id
     """)
-    values = {"shelves": read_shelves().all, "days": KEEP_SESSIONS_DAYS, "batch": BATCH}
+    values = {"shelves": list(read_shelves().all), "days": KEEP_SESSIONS_DAYS, "batch": BATCH}
     gone = db.session.scalars(query, values).all()
     if gone:
         query = text("""

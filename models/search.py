@@ -23,17 +23,23 @@ class Named:
     """The ids of users by what they are called now, and by what they were called while they had sessions. As text: a
     thousand of them are on their way from the database to the database."""
 
-    now: list[str]
-    before: list[str]
+    now: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+
+NOBODY = Named()
 
 
 @dataclass(frozen=True, slots=True)
 class Meant:
     """What a search text may mean. `users` or `clients` is None when there are too many to name."""
 
-    users: Named | None
-    clients: list[str] | None
-    addresses: list[tuple[str, str]]
+    users: Named | None = NOBODY
+    clients: tuple[str, ...] | None = ()
+    addresses: tuple[tuple[str, str], ...] = ()
+
+
+NOTHING = Meant()
 
 
 def named(name: str) -> Named:
@@ -43,7 +49,7 @@ def named(name: str) -> Named:
         UNION ALL SELECT FALSE, user_id::text FROM former_names WHERE lower(username) = lower(:name)
     """)
     rows = db.session.execute(query, {"name": name}).all()
-    return Named([user_id for now, user_id in rows if now], [user_id for now, user_id in rows if not now])
+    return Named(tuple(user_id for now, user_id in rows if now), tuple(user_id for now, user_id in rows if not now))
 
 
 def meant_by(searched: str) -> Meant:
@@ -66,9 +72,9 @@ def meant_by(searched: str) -> Meant:
     values = {"pattern": f"%{escaped(searched)}%", "most_users": MOST_USERS + 1, "most_clients": MOST_CLIENTS + 1}
     now, before, clients, known = db.session.execute(query, values).one()
     return Meant(
-        Named(now, before) if max(len(now), len(before)) <= MOST_USERS else None,
-        clients if known <= MOST_CLIENTS else None,
-        list(address_ranges(searched)),
+        Named(tuple(now), tuple(before)) if max(len(now), len(before)) <= MOST_USERS else None,
+        tuple(clients) if known <= MOST_CLIENTS else None,
+        tuple(address_ranges(searched)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from sqlalchemy.dialects.postgresql import INET
 
 from models.database import uuid_array
 from models.login_session import LoginSession, is_active
-from models.search import Meant, Named, escaped, meant_by, named
+from models.search import NOBODY, NOTHING, Meant, Named, escaped, meant_by, named
 from models.times import write_time
 
 Conditions = list[ColumnElement[bool]]
@@ -58,6 +59,21 @@ def matches(wanted: SessionFilter) -> Conditions:
     return [is_active(), *fits(wanted).conditions]
 
 
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """Whom a filter names, as the database tells; nobody where it names none."""
+
+    user: Named = NOBODY
+    searched: Meant = NOTHING
+
+
+def meaning_of(wanted: SessionFilter) -> Meaning:
+    """Within a transaction under way."""
+    return Meaning(
+        named(wanted.user) if wanted.user is not None else NOBODY, meant_by(wanted.q) if wanted.q else NOTHING
+    )
+
+
 class Fit(NamedTuple):
     """The conditions of a filter, whatever the state; and what finds the rows: an index `in order` of their sign-in,
     `an index`, or `no index`."""
@@ -66,8 +82,9 @@ class Fit(NamedTuple):
     found_by: str
 
 
-def fits(wanted: SessionFilter) -> Fit:
-    """Within a transaction under way."""
+def fits(wanted: SessionFilter, meaning: Meaning | None = None) -> Fit:
+    """Without `meaning` it is asked for, within a transaction under way."""
+    meaning = meaning or meaning_of(wanted)
     conditions: Conditions = []
     found_by = "in order" if wanted.q is wanted.role is wanted.ip is None else "an index"
     if wanted.user_id is not None:
@@ -75,11 +92,10 @@ def fits(wanted: SessionFilter) -> Fit:
     if wanted.session_id is not None:
         conditions.append(LoginSession.id == UUID(wanted.session_id))
     if wanted.user is not None:
-        conditions.append(_is_user(wanted.user))
+        conditions.append(_is_user(wanted.user, meaning.user))
     if wanted.q:
-        meant = meant_by(wanted.q)
-        conditions.append(_is_meant_by(wanted.q, meant))
-        if meant.users is None or meant.clients is None:
+        conditions.append(_is_meant_by(wanted.q, meaning.searched))
+        if meaning.searched.users is None or meaning.searched.clients is None:
             found_by = "no index"
     if wanted.role is not None:
         conditions.append(LoginSession.roles.contains([wanted.role]))
@@ -102,10 +118,9 @@ def fits(wanted: SessionFilter) -> Fit:
 _HAS_MOVED = LoginSession.last_ip.is_distinct_from(LoginSession.ip)
 
 
-def _is_user(name_or_id: str) -> ColumnElement[bool]:
-    users = named(name_or_id)
+def _is_user(name_or_id: str, users: Named) -> ColumnElement[bool]:
     try:
-        users.now.append(str(UUID(name_or_id)))
+        users = replace(users, now=(*users.now, str(UUID(name_or_id))))
     except ValueError:
         pass
     return _is_named(users, escaped(name_or_id))
@@ -117,7 +132,7 @@ def _is_meant_by(searched: str, meant: Meant) -> ColumnElement[bool]:
     if meant.clients is None:
         ways.append(LoginSession.client_id.ilike(pattern))
     elif meant.clients:
-        ways.append(LoginSession.client_id == any_(literal(meant.clients)))
+        ways.append(LoginSession.client_id == any_(literal(list(meant.clients))))
     for first, last in meant.addresses:
         ways.append(LoginSession.ip.between(cast(first, INET), cast(last, INET)))
         ways.append(and_(_HAS_MOVED, LoginSession.last_ip.between(cast(first, INET), cast(last, INET))))
@@ -132,7 +147,7 @@ def _is_named(users: Named, pattern: str) -> ColumnElement[bool]:
     return or_(*ways) if ways else false()
 
 
-def is_one_of(users: list[str]) -> ColumnElement[bool]:
+def is_one_of(users: Sequence[str]) -> ColumnElement[bool]:
     """One by `=`, which leaves the order of his index to the list."""
     if len(users) == 1:
         return LoginSession.user_id == UUID(users[0])

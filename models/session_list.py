@@ -5,25 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, get_args
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CompoundSelect, Row, Select, cast, func, literal, select, tuple_, union_all
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Row,
+    Select,
+    bindparam,
+    cast,
+    func,
+    literal,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
+from lastcall.clock import boottime_ns
 from models.cursor import read_cursor, write_cursor
 from models.database import db, expected_rows, snapshot
 from models.login_session import FACTS, LoginSession, SessionFacts, facts_of, is_active
-from models.session_filter import Conditions, SessionFilter, fits
+from models.session_filter import Conditions, Fit, Meaning, SessionFilter, fits, meaning_of
 from models.shelves import Shelves, places_of, read_shelves, sums_of
 
 COUNT_EXACTLY_TO = 10_000
+ESTIMATE_S = 5
+"""How long the planner's estimate of a list counts (seconds)."""
 State = Literal["active", "ended", "expired", "all"]
 Sort = Literal["-created_at", "created_at", "-last_seen_at", "last_seen_at", "username", "-username"]
 STATES: tuple[State, ...] = get_args(State)
 SORTS: tuple[Sort, ...] = get_args(Sort)
 ROWS = LoginSession.__table__.c
 Columns = ReadOnlyColumnCollection[str, Any]
+_POSITION = ("after_key", "after_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +51,67 @@ class SessionPage:
     total_is_exact: bool
 
 
+@dataclass(frozen=True, slots=True)
 class _Order:
-    """How a list is sorted, and the conditions of what comes after a cursor."""
+    """How a list is sorted, and whether it goes on after a position."""
 
-    def __init__(self, sort: str, position: list[str] | None) -> None:
-        self.column, self._down, self._position = sort.removeprefix("-"), sort.startswith("-"), position
+    sort: str
+    goes_on: bool
+
+    @property
+    def column(self) -> str:
+        return self.sort.removeprefix("-")
+
+    @property
+    def _down(self) -> bool:
+        return self.sort.startswith("-")
 
     def by(self, columns: Columns) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
         key, session_id = columns[self.column], columns["id"]
         return (key.desc(), session_id.desc()) if self._down else (key, session_id)
 
     def after(self, columns: Columns) -> Conditions:
-        if self._position is None:
+        if not self.goes_on:
             return []
         here = columns[self.column], columns["id"]
-        place: Any = tuple_(*(cast(value, column.type) for value, column in zip(self._position, here, strict=True)))
+        place: Any = tuple_(
+            *(cast(bindparam(name, type_=of.type), of.type) for name, of in zip(_POSITION, here, strict=True))
+        )
         return [tuple_(*here) < place if self._down else tuple_(*here) > place]
+
+
+class _Estimate:
+    """What the planner expects of a query, as it said within the last seconds: that is a matter of statistics."""
+
+    def __init__(self, query: CompoundSelect[Any]) -> None:
+        self._query, self._said, self._until_ns = query, 0, 0
+
+    def rows(self) -> int:
+        """Within a transaction under way."""
+        now_ns = boottime_ns()
+        if now_ns > self._until_ns:
+            self._said, self._until_ns = expected_rows(self._query), now_ns + ESTIMATE_S * 1_000_000_000
+        return self._said
+
+
+class _Found:
+    """Where the sessions of a list are, and the queries that do not depend on its order."""
+
+    def __init__(self, state: str, shelves: Shelves, fit: Fit, exactly_to: int) -> None:
+        self.conditions, self.by = fit
+        self.places, self.rows, self.exactly_to = places_of(state, shelves), shelves.rows, exactly_to
+        self.expected = _Estimate(_all_in(self.places, self.conditions))
+        places, strays = sums_of(state, shelves)
+        self.expected_to_count = _Estimate(_all_in(places, self.conditions))
+        self.numbers = select(
+            _number(places, self.conditions, at_most=exactly_to + 1), _number(strays, self.conditions)
+        )
+
+
+@lru_cache(maxsize=32)
+def _found(wanted: SessionFilter, meaning: Meaning, shelves: Shelves, exactly_to: int) -> _Found:
+    """Built once for all who ask the same: SQLAlchemy takes about as long to build a query as PostgreSQL to answer."""
+    return _Found(wanted.state, shelves, fits(wanted, meaning), exactly_to)
 
 
 def list_sessions(
@@ -57,58 +119,70 @@ def list_sessions(
 ) -> SessionPage:
     """One page of the sessions that match, by keyset. Raises BadCursor."""
     context = {"list": "sessions", "sort": sort, **wanted.as_json()}
-    order = _Order(sort, read_cursor(cursor, context, 2) if cursor else None)
+    position = dict(zip(_POSITION, read_cursor(cursor, context, 2), strict=True)) if cursor else {}
+    order = _Order(sort, goes_on=bool(position))
     with snapshot():  # what is on which shelf must not change in between
-        rows, total, exact = _find(wanted, order, limit + 1)
+        rows, total, exact = _find(wanted, order, position, limit + 1)
         items = facts_of(rows[:limit])
     if len(rows) <= limit:
         return SessionPage(items, None, total, exact) if cursor else SessionPage(items, None, len(items), True)
     last = getattr(items[-1], order.column)
-    position = [last.isoformat() if isinstance(last, datetime) else last, items[-1].session_id]
-    return SessionPage(items, write_cursor(position, context), total, exact)
+    here = [last.isoformat() if isinstance(last, datetime) else last, items[-1].session_id]
+    return SessionPage(items, write_cursor(here, context), total, exact)
 
 
-def _find(wanted: SessionFilter, order: _Order, at_most: int) -> tuple[Sequence[Row[Any]], int, bool]:
+def _find(
+    wanted: SessionFilter, order: _Order, position: dict[str, str], at_most: int
+) -> tuple[Sequence[Row[Any]], int, bool]:
     """The rows of a page; how many match, and whether that is exact."""
-    shelves, (conditions, found_by) = read_shelves(for_a_list=True), fits(wanted)
-    places = places_of(wanted.state, shelves)
-    if not conditions or (found_by == "in order" and order.column == "created_at"):
-        return _walk(places, conditions, order, at_most), *_count(wanted.state, shelves, conditions)
-    expected = expected_rows(_all_in(places, conditions))
+    shelves = read_shelves(for_a_list=True)
+    found = _found(wanted, meaning_of(wanted), shelves, COUNT_EXACTLY_TO)
+    if not found.conditions or (found.by == "in order" and order.column == "created_at"):
+        return db.session.execute(_walk(found, order, at_most), position).all(), *_count(found)
+    expected = found.expected.rows()
     # What the planner knows nothing of it takes for half a per cent.
-    if found_by != "no index" and expected <= max(2 * COUNT_EXACTLY_TO, shelves.rows // 100):
-        rows, counted = _gather(places, conditions, order, at_most)
-        if counted <= COUNT_EXACTLY_TO:
+    if found.by != "no index" and expected <= max(2 * found.exactly_to, found.rows // 100):
+        rows, counted = _gathered(found, order, position, at_most)
+        if counted <= found.exactly_to:
             return rows, counted, True
         expected = max(expected, counted)
-    return _walk(places, conditions, order, at_most), expected, False
+    return db.session.execute(_walk(found, order, at_most), position).all(), expected, False
 
 
-def _walk(places: list[Conditions], conditions: Conditions, order: _Order, at_most: int) -> Sequence[Row[Any]]:
+@lru_cache(maxsize=64)
+def _walk(found: _Found, order: _Order, at_most: int) -> Select[Any]:
     """Each shelf gives its first ones in order, and the first of all of them are among these. For what is common."""
     firsts = (
-        select(ROWS["id"], ROWS[order.column]).where(*on, *conditions, *order.after(ROWS)).order_by(*order.by(ROWS))
-        for on in places
+        select(ROWS["id"], ROWS[order.column])
+        .where(*on, *found.conditions, *order.after(ROWS))
+        .order_by(*order.by(ROWS))
+        for on in found.places
     )
-    found = union_all(*(first.limit(at_most) for first in firsts)).subquery()
-    return db.session.execute(_first_of(found.c, order, at_most)).all()
+    every = union_all(*(first.limit(at_most) for first in firsts)).subquery()
+    return _first_of(every.c, order, at_most)
 
 
-def _gather(
-    places: list[Conditions], conditions: Conditions, order: _Order, at_most: int
-) -> tuple[Sequence[Row[Any]], int]:
-    """Find all, then sort them: the rows of a page, and how many match. For what is rare; in vain when it is not."""
-    every = union_all(*(select(ROWS["id"], ROWS[order.column]).where(*on, *conditions) for on in places))
-    found = every.limit(COUNT_EXACTLY_TO + 1).cte("found")
-    number = select(func.count()).select_from(found).scalar_subquery()
-    query = _first_of(found.c, order, at_most, *order.after(found.c)).add_columns(number.label("counted"))
-    rows = db.session.execute(query).all()
-    return rows, rows[0].counted if rows else db.session.execute(select(number)).scalar_one()
+def _gathered(found: _Found, order: _Order, position: dict[str, str], at_most: int) -> tuple[Sequence[Row[Any]], int]:
+    """The rows of a page, and how many match."""
+    query, number = _gather(found, order, at_most)
+    rows = db.session.execute(query, position).all()
+    return rows, rows[0].counted if rows else db.session.execute(number).scalar_one()
 
 
-def _first_of(found: Columns, order: _Order, at_most: int, *after: ColumnElement[bool]) -> Select[Any]:
+@lru_cache(maxsize=64)
+def _gather(found: _Found, order: _Order, at_most: int) -> tuple[Select[Any], Select[Any]]:
+    """Find all, then sort them: the query of a page and of how many match, and of the latter alone. For what is rare;
+    in vain when it is not."""
+    every = union_all(*(select(ROWS["id"], ROWS[order.column]).where(*on, *found.conditions) for on in found.places))
+    gathered = every.limit(found.exactly_to + 1).cte("found")
+    number = select(func.count()).select_from(gathered).scalar_subquery()
+    query = _first_of(gathered.c, order, at_most, *order.after(gathered.c))
+    return query.add_columns(number.label("counted")), select(number)
+
+
+def _first_of(every: Columns, order: _Order, at_most: int, *after: ColumnElement[bool]) -> Select[Any]:
     """The facts of those that come first of what was found."""
-    first = select(found["id"]).where(*after).order_by(*order.by(found)).limit(at_most)
+    first = select(every["id"]).where(*after).order_by(*order.by(every)).limit(at_most)
     return FACTS.where(LoginSession.id.in_(first)).order_by(*order.by(ROWS))
 
 
@@ -121,17 +195,15 @@ def count_active(user_id: UUID) -> int:
 def count_matching(wanted: SessionFilter) -> tuple[int, bool]:
     """How many match: exactly up to `COUNT_EXACTLY_TO`, beyond it the planner's estimate. Within a transaction under
     way."""
-    return _count(wanted.state, read_shelves(), fits(wanted).conditions)
+    return _count(_found(wanted, meaning_of(wanted), read_shelves(), COUNT_EXACTLY_TO))
 
 
-def _count(state: str, shelves: Shelves, conditions: Conditions) -> tuple[int, bool]:
-    places, strays = sums_of(state, shelves)
-    expected = expected_rows(_all_in(places, conditions))
-    if expected > 2 * COUNT_EXACTLY_TO:
+def _count(found: _Found) -> tuple[int, bool]:
+    expected = found.expected_to_count.rows()
+    if expected > 2 * found.exactly_to:
         return expected, False
-    number = _number(places, conditions, at_most=COUNT_EXACTLY_TO + 1)
-    counted, too_many = db.session.execute(select(number, _number(strays, conditions))).one()
-    return (counted - too_many, True) if counted <= COUNT_EXACTLY_TO else (max(counted, expected), False)
+    counted, too_many = db.session.execute(found.numbers).one()
+    return (counted - too_many, True) if counted <= found.exactly_to else (max(counted, expected), False)
 
 
 def _number(places: list[Conditions], conditions: Conditions, *, at_most: int | None = None) -> ColumnElement[int]:

@@ -44,10 +44,10 @@ class Shelves:
     """Which shelves there are in this snapshot, and what is on one that belongs on another."""
 
     open: int
-    all: list[int]
+    all: tuple[int, ...]
     has_expired: bool
     """There are sessions on the open shelf that have expired."""
-    users: list[str]
+    users: tuple[str, ...]
     """Users some of whose sessions may have ended, and have not been marked."""
     rows: int
     """About how many rows there are on all shelves."""
@@ -65,8 +65,8 @@ class Shelves:
 def read_shelves(*, for_a_list: bool = False) -> Shelves:
     """Within a transaction under way. `for_a_list`: the statements that follow in it are planned for their values each
     time, for a name, a role or a state is common or rare; so would be those of every trigger, where it writes."""
-    *facts, _planned = db.session.execute(_READ, {"for_a_list": for_a_list}).one()
-    return Shelves(*facts)
+    gen, shelves, has_expired, users, rows, _planned = db.session.execute(_READ, {"for_a_list": for_a_list}).one()
+    return Shelves(gen, tuple(shelves), has_expired, tuple(users), rows)
 
 
 def places_of(state: str, shelves: Shelves) -> list[Conditions]:

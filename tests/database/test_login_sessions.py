@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
 from models import session_list
-from models.database import transaction
+from models.database import db, transaction
 from models.demo import invent_sessions
 from models.errors import BadCursor
 from models.session_filter import SessionFilter
 from models.session_list import SORTS, list_sessions
 from settings import Settings
-from tests.database.conftest import add_session, add_user, one
+from tests.database.conftest import add_session, add_user, one, statements
 
 pytestmark = pytest.mark.usefixtures("context")
 
@@ -165,6 +165,36 @@ def test_a_session_that_begins_meanwhile_moves_no_page(many: set[str], psql: psy
     third = list_sessions(SessionFilter(), limit=100, cursor=second.next)
     assert {item.session_id for page in (first, second, third) for item in page.items} == many
     assert third.next is None
+
+
+@pytest.mark.usefixtures("many")
+def test_whoever_goes_through_the_pages_builds_no_query_anew() -> None:
+    wanted = SessionFilter(client="web")
+    second = list_sessions(
+        wanted, sort="username", limit=10, cursor=list_sessions(wanted, sort="username", limit=10).next
+    )
+    queries = (session_list._found, session_list._walk, session_list._gather)
+    built = [query.cache_info().misses for query in queries]
+    third = list_sessions(wanted, sort="username", limit=10, cursor=second.next)
+    assert [query.cache_info().misses for query in queries] == built
+    assert second.items[-1].username < third.items[0].username
+
+
+@pytest.mark.usefixtures("many")
+def test_the_planner_is_asked_again_after_some_seconds_and_when_the_table_was_analysed(
+    psql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explained() -> int:
+        with statements(db.engine) as sent:
+            assert list_sessions(SessionFilter(since=datetime(2020, 1, 1, tzinfo=UTC))).total == 300
+        return sum(statement.startswith("EXPLAIN") for statement, _ in sent)
+
+    assert [explained(), explained(), explained()] == [1, 0, 0]
+    later_ns = session_list.boottime_ns() + (session_list.ESTIMATE_S + 1) * 1_000_000_000
+    monkeypatch.setattr(session_list, "boottime_ns", lambda: later_ns)
+    assert [explained(), explained()] == [1, 0]
+    psql.execute("ANALYZE login_sessions")
+    assert [explained(), explained()] == [1, 0]
 
 
 def test_a_cursor_is_good_for_its_own_list_only(many: set[str]) -> None:
