@@ -51,6 +51,7 @@ class PatientConnection(psycopg.Connection[Any]):
     """Whether its next statement is a whole transaction that writes."""
     committing = False
     _warned = False
+    _asks = True
 
     def commit(self) -> None:
         """Raises psycopg.OperationalError where it is not known that the standby has it, too."""
@@ -80,6 +81,28 @@ class PatientConnection(psycopg.Connection[Any]):
         row = self.execute("SELECT pg_current_xact_id_if_assigned() IS NOT NULL").fetchone()
         return bool(row and row[0])
 
+    # A setting of the connection's own, or the end of no transaction, is no question: it must not count as answered.
+
+    def set_autocommit(self, value: bool) -> None:
+        with self._asking_nothing():
+            super().set_autocommit(value)
+
+    def set_isolation_level(self, value: psycopg.IsolationLevel | None) -> None:
+        with self._asking_nothing():
+            super().set_isolation_level(value)
+
+    def rollback(self) -> None:
+        if self.info.transaction_status != TransactionStatus.IDLE:
+            super().rollback()
+
+    @contextmanager
+    def _asking_nothing(self) -> Iterator[None]:
+        self._asks = False
+        try:
+            yield
+        finally:
+            self._asks = True
+
     def note_warning(self, diagnostic: Diagnostic) -> None:
         self._warned = self._warned or diagnostic.severity_nonlocalized == "WARNING"
 
@@ -93,7 +116,7 @@ class PatientConnection(psycopg.Connection[Any]):
 
     def _wait(self, *args: Any, **kwargs: Any) -> Any:
         patience = self.patience
-        if patience is None:
+        if patience is None or not self._asks:
             return super().wait(*args, **kwargs)
         key = id(self)
         patience.waits[key] = self, boottime_ns()

@@ -84,7 +84,7 @@ class Fit(NamedTuple):
 
 def fits(wanted: SessionFilter, meaning: Meaning | None = None) -> Fit:
     """Without `meaning` it is asked for, within a transaction under way."""
-    meaning = meaning or meaning_of(wanted)
+    meaning = meaning_of(wanted) if meaning is None else meaning
     conditions: Conditions = []
     found_by = "in order" if wanted.q is wanted.role is wanted.ip is None else "an index"
     if wanted.user_id is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 from uuid import UUID
 
@@ -40,6 +40,7 @@ STATES: tuple[State, ...] = get_args(State)
 SORTS: tuple[Sort, ...] = get_args(Sort)
 ROWS = LoginSession.__table__.c
 Columns = ReadOnlyColumnCollection[str, Any]
+_KEPT = 32
 _POSITION = ("after_key", "after_id")
 
 
@@ -86,10 +87,10 @@ class _Estimate:
     def __init__(self, query: CompoundSelect[Any]) -> None:
         self._query, self._said, self._until_ns = query, 0, 0
 
-    def rows(self) -> int:
+    def read(self, *, afresh: bool = False) -> int:
         """Within a transaction under way."""
         now_ns = boottime_ns()
-        if now_ns > self._until_ns:
+        if afresh or now_ns > self._until_ns:
             self._said, self._until_ns = expected_rows(self._query), now_ns + ESTIMATE_S * 1_000_000_000
         return self._said
 
@@ -99,18 +100,30 @@ class _Found:
 
     def __init__(self, state: str, shelves: Shelves, fit: Fit, exactly_to: int) -> None:
         self.conditions, self.by = fit
-        self.places, self.rows, self.exactly_to = places_of(state, shelves), shelves.rows, exactly_to
-        self.expected = _Estimate(_all_in(self.places, self.conditions))
-        places, strays = sums_of(state, shelves)
-        self.expected_to_count = _Estimate(_all_in(places, self.conditions))
-        self.numbers = select(
-            _number(places, self.conditions, at_most=exactly_to + 1), _number(strays, self.conditions)
+        self.places, self.of_rows, self.exactly_to = places_of(state, shelves), shelves.rows, exactly_to
+        self._to_count, self._strays = sums_of(state, shelves)
+
+    @cached_property
+    def expected(self) -> _Estimate:
+        return _Estimate(_all_in(self.places, self.conditions))
+
+    @cached_property
+    def expected_to_count(self) -> _Estimate:
+        return _Estimate(_all_in(self._to_count, self.conditions))
+
+    @cached_property
+    def numbers(self) -> Select[int, int]:
+        """Counted to just beyond what is counted exactly; and how many of these are too many."""
+        return select(
+            _number(self._to_count, self.conditions, at_most=self.exactly_to + 1),
+            _number(self._strays, self.conditions),
         )
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=_KEPT)
 def _found(wanted: SessionFilter, meaning: Meaning, shelves: Shelves, exactly_to: int) -> _Found:
-    """Built once for all who ask the same: SQLAlchemy takes about as long to build a query as PostgreSQL to answer."""
+    """Built once for all who ask the same: SQLAlchemy takes about as long to build a query as PostgreSQL to answer.
+    Nothing may be added to a query that is kept: another thread may be sending it."""
     return _Found(wanted.state, shelves, fits(wanted, meaning), exactly_to)
 
 
@@ -139,9 +152,9 @@ def _find(
     found = _found(wanted, meaning_of(wanted), shelves, COUNT_EXACTLY_TO)
     if not found.conditions or (found.by == "in order" and order.column == "created_at"):
         return db.session.execute(_walk(found, order, at_most), position).all(), *_count(found)
-    expected = found.expected.rows()
+    expected = found.expected.read()
     # What the planner knows nothing of it takes for half a per cent.
-    if found.by != "no index" and expected <= max(2 * found.exactly_to, found.rows // 100):
+    if found.by != "no index" and expected <= max(2 * found.exactly_to, found.of_rows // 100):
         rows, counted = _gathered(found, order, position, at_most)
         if counted <= found.exactly_to:
             return rows, counted, True
@@ -149,7 +162,7 @@ def _find(
     return db.session.execute(_walk(found, order, at_most), position).all(), expected, False
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_KEPT)
 def _walk(found: _Found, order: _Order, at_most: int) -> Select[Any]:
     """Each shelf gives its first ones in order, and the first of all of them are among these. For what is common."""
     firsts = (
@@ -169,7 +182,7 @@ def _gathered(found: _Found, order: _Order, position: dict[str, str], at_most: i
     return rows, rows[0].counted if rows else db.session.execute(number).scalar_one()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_KEPT)
 def _gather(found: _Found, order: _Order, at_most: int) -> tuple[Select[Any], Select[Any]]:
     """Find all, then sort them: the query of a page and of how many match, and of the latter alone. For what is rare;
     in vain when it is not."""
@@ -195,11 +208,11 @@ def count_active(user_id: UUID) -> int:
 def count_matching(wanted: SessionFilter) -> tuple[int, bool]:
     """How many match: exactly up to `COUNT_EXACTLY_TO`, beyond it the planner's estimate. Within a transaction under
     way."""
-    return _count(_found(wanted, meaning_of(wanted), read_shelves(), COUNT_EXACTLY_TO))
+    return _count(_found(wanted, meaning_of(wanted), read_shelves(), COUNT_EXACTLY_TO), afresh=True)
 
 
-def _count(found: _Found) -> tuple[int, bool]:
-    expected = found.expected_to_count.rows()
+def _count(found: _Found, *, afresh: bool = False) -> tuple[int, bool]:
+    expected = found.expected_to_count.read(afresh=afresh)
     if expected > 2 * found.exactly_to:
         return expected, False
     counted, too_many = db.session.execute(found.numbers).one()

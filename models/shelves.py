@@ -47,8 +47,8 @@ class Shelves:
     all: tuple[int, ...]
     has_expired: bool
     """There are sessions on the open shelf that have expired."""
-    users: tuple[str, ...]
-    """Users some of whose sessions may have ended, and have not been marked."""
+    users: tuple[str, ...] | None
+    """Users some of whose sessions may have ended, and have not been marked; None where they are too many to name."""
     rows: int
     """About how many rows there are on all shelves."""
 
@@ -66,7 +66,7 @@ def read_shelves(*, for_a_list: bool = False) -> Shelves:
     """Within a transaction under way. `for_a_list`: the statements that follow in it are planned for their values each
     time, for a name, a role or a state is common or rare; so would be those of every trigger, where it writes."""
     gen, shelves, has_expired, users, rows, _planned = db.session.execute(_READ, {"for_a_list": for_a_list}).one()
-    return Shelves(gen, tuple(shelves), has_expired, tuple(users), rows)
+    return Shelves(gen, tuple(shelves), has_expired, tuple(users) if len(users) <= MOST_USERS else None, rows)
 
 
 def places_of(state: str, shelves: Shelves) -> list[Conditions]:
@@ -105,9 +105,9 @@ def _on(shelf: int) -> ColumnElement[bool]:
 
 def _has_ended(shelves: Shelves) -> ColumnElement[bool] | None:
     """On the open shelf or the lapsed one."""
-    if not shelves.users:
-        return None
-    return and_(is_one_of(shelves.users), IS_BEHIND) if len(shelves.users) <= MOST_USERS else IS_BEHIND
+    if shelves.users is None:
+        return IS_BEHIND
+    return and_(is_one_of(shelves.users), IS_BEHIND) if shelves.users else None
 
 
 def take_the_expired_away(at_most: int) -> int:

@@ -13,11 +13,12 @@ from app import create_app, prepare_database
 from lastcall.clock import boottime_ns
 from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, snapshot, transaction
 from models.database_errors import Busy
+from models.patience import Patience
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
 from models.shelves import read_shelves
 from models.user import create_user
-from settings import SettingsError, from_environment
+from settings import Settings, SettingsError, from_environment
 from tests.actors import Actor
 from tests.conftest import PASSWORD, TEMPLATE, running_app
 from tools.postgres import EmbeddedPostgres
@@ -206,3 +207,19 @@ def test_text_is_utf_8_whatever_encoding_clients_have_by_default(
             create_user("Zoë 😀", PASSWORD, ["admin"])
         zoe = Actor.signed_in(app.test_client(), "Zoë 😀", PASSWORD)
         assert [item["username"] for item in zoe.get("/admin/sessions").json["items"]] == [zoe.username]
+
+
+def test_what_asks_the_database_nothing_is_not_taken_for_its_answer(settings: Settings) -> None:
+    """Each request makes its connection ready: a trickle of them would hide that the database is silent."""
+    patience = Patience(lambda: True, lambda: 0)
+    with patience.connect(settings.database_url) as connection:
+        connection.execute("SELECT 1")
+        connection.commit()
+        answered_ns = patience.answered_ns
+        assert answered_ns > 0
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.autocommit = True
+        connection.rollback()
+        assert patience.answered_ns == answered_ns
+        connection.execute("SELECT 1")
+        assert patience.answered_ns > answered_ns

@@ -177,13 +177,16 @@ def test_whoever_goes_through_the_pages_builds_no_query_anew() -> None:
     built = [query.cache_info().misses for query in queries]
     third = list_sessions(wanted, sort="username", limit=10, cursor=second.next)
     assert [query.cache_info().misses for query in queries] == built
-    assert second.items[-1].username < third.items[0].username
+    assert second.items[-1].username <= third.items[0].username
 
 
 @pytest.mark.usefixtures("many")
 def test_the_planner_is_asked_again_after_some_seconds_and_when_the_table_was_analysed(
     psql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    psql.execute("ALTER TABLE login_sessions SET (autovacuum_enabled = off)")
+    session_list._found.cache_clear()  # the list of another test's database
+
     def explained() -> int:
         with statements(db.engine) as sent:
             assert list_sessions(SessionFilter(since=datetime(2020, 1, 1, tzinfo=UTC))).total == 300

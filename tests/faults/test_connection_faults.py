@@ -330,6 +330,33 @@ def test_no_request_of_any_kind_hangs_while_the_database_is_silent(
     bench.check()
 
 
+def test_what_comes_bit_by_bit_hangs_no_longer_than_what_comes_at_once(
+    start_bench: StartBench, cluster: EmbeddedPostgres
+) -> None:
+    """Each request takes another connection that was answered before: taking it is no answer."""
+    bench = start_bench(
+        "the database is frozen, and one request comes after the other",
+        "no request hangs longer than 1 s; 503",
+        database=cluster,
+        workers=(1,),
+    )
+    acts = requests_of_every_kind(bench, bench.bystander, bench.new_victim(), bench.new_victim())
+    for _ in range(max(1, ROUNDS // 20)):
+        with ThreadPoolExecutor(16) as threads:
+            at_once = [threads.submit(acts["list"]) for _ in range(12)]
+            assert {future.result(DEADLINE_S) for future in at_once} == {ACCEPTED}
+            asked: list[Future[tuple[int, float]]] = []
+            with paused([cluster.pid]), paused(children(cluster.pid)):
+                for number in range(10):
+                    asked.append(threads.submit(timed_status, acts["sign in" if number % 2 else "list"]))
+                    time.sleep(0.3)
+            found = [future.result(DEADLINE_S) for future in asked]
+        bench.wait_until_usual()
+        slowest_s = max(took_s for _, took_s in found)
+        assert slowest_s < LONGEST_S + LATE_S, f"a request hung for {slowest_s:.1f} s: {found}"
+    bench.check()
+
+
 def timed_status(act: Callable[[], int]) -> tuple[int, float]:
     since_s = time.monotonic()
     return act(), time.monotonic() - since_s
