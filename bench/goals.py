@@ -37,4 +37,5 @@ class Goal:
 
 
 def table(goals: list[Goal]) -> list[str]:
-    return ["| what | goal | measured | met |", "| --- | --- | --- | --- |", *(goal.line() for goal in goals)]
+    measured = [goal.line() for goal in goals if goal.found]
+    return ["| what | goal | measured | met |", "| --- | --- | --- | --- |", *measured]

@@ -98,9 +98,12 @@ class Site:
                 self._ask("the console's first paint", "GET", "/console/", headers={"Cookie": cookie})
             yield "the console"
         names = [f"person-{number}" for number in range(AT_ONCE)]
-        for name in names:
-            self._make_user(name)
-        for what, act in (("sign-ins a second", signing_in), ("refreshes a second", refreshing)):
+        self._user_ids = {name: self._make_user(name) for name in names}
+        for what, act in (
+            ("sign-ins a second", signing_in),
+            ("refreshes a second", refreshing),
+            ("force logouts a second", self._forcing_out),
+        ):
             self._rate(what, act, names)
             yield what
         self._all_of_it_while_it_purges(names)
@@ -219,6 +222,13 @@ class Site:
         for thread in threads:
             thread.join()
         self.took[what] = [sum(done) / FOR_S]
+
+    def _forcing_out(self, line: Line, name: str) -> Iterator[None]:
+        while True:
+            answer = line.ask("DELETE", f"{LIST}/{self._user_ids[name]}", token=self._token)
+            if answer.status != 200 or answer.json["workers"]["confirmed"] != WORKERS:
+                raise SystemExit(f"bench: not in force: {answer.text}")
+            yield
 
     def _in_force(self, what: str, method: str, path: str) -> Any:
         receipt = self._ask(what, method, path).json

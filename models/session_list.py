@@ -82,16 +82,19 @@ class _Order:
 
 
 class _Estimate:
-    """What the planner expects of a query, as it said within the last seconds: that is a matter of statistics."""
+    """What the planner expects of a query, as it said within the last seconds: that is a matter of statistics. And
+    whether it has turned out since that there are too many to gather."""
 
     def __init__(self, query: CompoundSelect[Any]) -> None:
         self._query, self._said, self._until_ns = query, 0, 0
+        self.too_many = False
 
     def read(self, *, afresh: bool = False) -> int:
         """Within a transaction under way."""
         now_ns = boottime_ns()
         if afresh or now_ns > self._until_ns:
             self._said, self._until_ns = expected_rows(self._query), now_ns + ESTIMATE_S * 1_000_000_000
+            self.too_many = False
         return self._said
 
 
@@ -154,11 +157,13 @@ def _find(
         return db.session.execute(_walk(found, order, at_most), position).all(), *_count(found)
     expected = found.expected.read()
     # What the planner knows nothing of it takes for half a per cent.
-    if found.by != "no index" and expected <= max(2 * found.exactly_to, found.of_rows // 100):
+    may_be_few = expected <= max(2 * found.exactly_to, found.of_rows // 100) and not found.expected.too_many
+    if found.by != "no index" and may_be_few:
         rows, counted = _gathered(found, order, position, at_most)
         if counted <= found.exactly_to:
             return rows, counted, True
-        expected = max(expected, counted)
+        found.expected.too_many = True
+    expected = max(expected, found.exactly_to + 1) if found.expected.too_many else expected
     return db.session.execute(_walk(found, order, at_most), position).all(), expected, False
 
 

@@ -31,7 +31,10 @@ _READ = text("""
         EXISTS (SELECT FROM login_sessions WHERE shelf = e.gen AND expires_at <= now()),
         ARRAY(SELECT DISTINCT user_id::text FROM unmarked_ends LIMIT :most),
         (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'login_sessions'::regclass),
-        CASE WHEN :for_a_list THEN set_config('plan_cache_mode', 'force_custom_plan', TRUE) END
+        CASE WHEN :for_a_list THEN
+            set_config('plan_cache_mode', 'force_custom_plan', TRUE)
+            || set_config('max_parallel_workers_per_gather', '0', TRUE)
+        END
     FROM everyone AS e
 """).bindparams(
     bindparam("most", MOST_USERS + 1, literal_execute=True),
@@ -64,7 +67,8 @@ class Shelves:
 
 def read_shelves(*, for_a_list: bool = False) -> Shelves:
     """Within a transaction under way. `for_a_list`: the statements that follow in it are planned for their values each
-    time, for a name, a role or a state is common or rare; so would be those of every trigger, where it writes."""
+    time, for a name, a role or a state is common or rare; so would be those of every trigger, where it writes. And
+    without parallel workers, who take longer to start than a page takes."""
     gen, shelves, has_expired, users, rows, _planned = db.session.execute(_READ, {"for_a_list": for_a_list}).one()
     return Shelves(gen, tuple(shelves), has_expired, tuple(users) if len(users) <= MOST_USERS else None, rows)
 

@@ -69,12 +69,13 @@ def test_the_statements_of_a_list_are_prepared_and_planned_for_their_values() ->
 
 
 @pytest.mark.usefixtures("context")
-@pytest.mark.parametrize(("for_a_list", "planned"), [(True, "force_custom_plan"), (False, "auto")])
-def test_what_writes_leaves_the_plans_of_triggers_as_they_are(for_a_list: bool, planned: str) -> None:
+@pytest.mark.parametrize(("for_a_list", "planned", "helpers"), [(True, "force_custom_plan", "0"), (False, "auto", "2")])
+def test_what_writes_leaves_the_plans_of_triggers_as_they_are(for_a_list: bool, planned: str, helpers: str) -> None:
     """A log-out of everyone and the housekeeping read the shelves, too."""
     with transaction():
         read_shelves(for_a_list=for_a_list)
         assert db.session.scalar(text("SHOW plan_cache_mode")) == planned
+        assert db.session.scalar(text("SHOW max_parallel_workers_per_gather")) == helpers
 
 
 @pytest.mark.usefixtures("context")

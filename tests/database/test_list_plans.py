@@ -115,8 +115,10 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(part)
 
 
-def looks_at_few(psql: psycopg.Connection, wanted: SessionFilter, **options: Any) -> session_list.SessionPage:
-    """Read a page, and every plan of its queries."""
+def looks_at_few(
+    psql: psycopg.Connection, wanted: SessionFilter, *, entries: int = 2 * EXACTLY_TO, **options: Any
+) -> session_list.SessionPage:
+    """Read a page, and every plan of its queries. `entries`: how many of an index a bitmap may have at most."""
     with statements(db.engine) as sent:
         page = list_sessions(wanted, **options)
     looked_at = 0
@@ -126,7 +128,7 @@ def looks_at_few(psql: psycopg.Connection, wanted: SessionFilter, **options: Any
             looked_at += rows
         assert "Sort" not in node["Node Type"] or rows <= EXACTLY_TO + 1, told
         if node["Node Type"] == "Bitmap Index Scan" and node["Index Name"].startswith("login_sessions"):
-            assert rows <= 2 * EXACTLY_TO, told
+            assert rows <= entries, told
     assert looked_at <= MOST_ROWS, f"{looked_at:g} rows were looked at: {[statement for statement, _ in sent]}"
     return page
 
@@ -167,6 +169,13 @@ def test_a_filter_is_found_by_an_index_on_each_page(crowd_psql: psycopg.Connecti
 @pytest.mark.parametrize("sort", ["username", "-last_seen_at"])
 def test_a_filter_is_found_by_an_index_in_any_order(crowd_psql: psycopg.Connection, name: str, sort: str) -> None:
     looks_at_few(crowd_psql, wanted_by(crowd_psql, FILTERS[name]), sort=sort)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("state", [state for state in STATES if state != "active"])
+def test_a_filter_is_found_by_an_index_in_any_state(crowd_psql: psycopg.Connection, name: str, state: str) -> None:
+    # Of a rare role the planner knows nothing, so here it may look through the index of a small shelf, too.
+    looks_at_few(crowd_psql, replace(wanted_by(crowd_psql, FILTERS[name]), state=state), entries=LIVE // 8)
 
 
 @pytest.mark.parametrize("sort", SORTS)

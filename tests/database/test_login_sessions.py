@@ -8,10 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from blueprints.server import Server
 from models import session_list
 from models.database import db, transaction
 from models.demo import invent_sessions
 from models.errors import BadCursor
+from models.login_session import note_seen
 from models.session_filter import SessionFilter
 from models.session_list import SORTS, list_sessions
 from settings import Settings
@@ -165,6 +167,53 @@ def test_a_session_that_begins_meanwhile_moves_no_page(many: set[str], psql: psy
     third = list_sessions(SessionFilter(), limit=100, cursor=second.next)
     assert {item.session_id for page in (first, second, third) for item in page.items} == many
     assert third.next is None
+
+
+def test_what_was_seen_is_written_in_one_statement(psql: psycopg.Connection) -> None:
+    ann = add_user(psql, "Ann")
+    before = datetime(2026, 1, 1, tzinfo=UTC)
+    moved, stayed, newer, other = (add_session(psql, ann, last_seen_at=before) for _ in range(4))
+    later, earlier = before + timedelta(minutes=5), before - timedelta(minutes=5)
+    gone = "00000000-0000-4000-8000-00000000dead"
+    seen = [(moved, "203.0.113.5", later), (stayed, None, later), (newer, "203.0.113.5", earlier), (gone, None, later)]
+    with statements(db.engine) as sent:
+        note_seen(seen)
+    assert len(sent) == 1
+    found = psql.execute("SELECT id::text, host(last_ip), last_seen_at FROM login_sessions").fetchall()
+    assert {id: (ip, at) for id, ip, at in found} == {
+        moved: ("203.0.113.5", later),
+        stayed: ("192.0.2.1", later),
+        newer: ("192.0.2.1", before),
+        other: ("192.0.2.1", before),
+    }
+
+
+def test_the_housekeeping_writes_what_was_seen(server: Server, psql: psycopg.Connection) -> None:
+    session_id = add_session(psql, add_user(psql, "Ann"), last_seen_at=datetime(2026, 1, 1, tzinfo=UTC))
+    server.seen.note(session_id, lambda: "203.0.113.5")
+    server.housekeeper.tick()
+    row = psql.execute(
+        "SELECT host(last_ip), last_seen_at > now() - interval '1 minute' FROM login_sessions WHERE id = %s",
+        (session_id,),
+    ).fetchone()
+    assert row == ("203.0.113.5", True)
+
+
+@pytest.mark.usefixtures("many")
+def test_a_list_of_too_many_to_gather_is_not_gathered_in_vain_again(
+    psql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psql.execute("ANALYZE login_sessions")
+    monkeypatch.setattr(session_list, "COUNT_EXACTLY_TO", 100)
+    wanted = SessionFilter(q="web")
+
+    def asked() -> list[str]:
+        with statements(db.engine) as sent:
+            page = list_sessions(wanted, limit=10)
+        assert len(page.items) == 10 and not page.total_is_exact and page.total > 100
+        return [statement for statement, _ in sent if statement.lstrip().startswith("WITH found")]
+
+    assert (len(asked()), len(asked())) == (1, 0)
 
 
 @pytest.mark.usefixtures("many")

@@ -14,7 +14,7 @@ import pytest
 
 from app import create_app
 from lastcall import KeyRing
-from lastcall.listener import CANARY
+from lastcall.listener import CANARY, CHANNEL
 from models.canary import EVERY_S
 from models.database import apply_schema, db
 from models.purge import purge
@@ -140,6 +140,20 @@ def test_a_token_that_is_revoked_in_one_region_is_refused_in_the_other(regions: 
     assert figures.stale_s is not None
     assert figures.stale_s < SLACK_S, f"it took {figures.stale_s:.2f} s"
     figures.outcome = "held"
+
+
+def test_what_arrives_is_announced_there_be_it_new_or_raised(regions: Regions) -> None:
+    """Both triggers of `cutoffs` are ENABLE ALWAYS: the workers there need not wait for their next round."""
+    admin = sign_in(regions.server)
+    person = make_person(regions.server, admin, "twice")
+    with regions.far_away() as psql:
+        psql.execute(f"LISTEN {CHANNEL}".encode())
+        for gen in (1, 2):
+            assert force_logout(regions.server, admin, person).status == 200
+            arrived = "SELECT EXISTS (SELECT FROM cutoffs WHERE subject = %s AND min_gen = %s)"
+            wait_until(psql, arrived, person.user_id, gen)
+            assert [notify.channel for notify in psql.notifies(timeout=DEADLINE_S, stop_after=1)] == [CHANNEL]
+            list(psql.notifies(timeout=0))  # the canary's, which may have come as well
 
 
 def test_everyone_and_a_session_are_revoked_in_the_other_region_too(regions: Regions) -> None:
