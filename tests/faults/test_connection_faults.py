@@ -21,11 +21,11 @@ from tests.faults.bench import (
     MARGIN_S,
     ROUNDS,
     SLACK_S,
-    SLOWNESS,
     Bench,
     ask,
     children,
     paused,
+    slowness,
 )
 from tests.faults.conftest import StartBench
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED, Token
@@ -181,7 +181,7 @@ def test_workers_that_nobody_asks_are_not_told_that_the_database_is_away(start_b
     bench = start_bench(
         "only the listeners' connections hang half-open; nobody asks, then many at once", "nobody is refused"
     )
-    path, at_once = "/me/sessions", 16 if IN_FULL else int(16 / SLOWNESS)
+    path, at_once = "/me/sessions", 16 if IN_FULL else int(16 / slowness())
     bench.host.proxy.swallow("lastcall-listener")
     bench.load.stop()
     time.sleep(2 * LEASE_S)  # for so long nobody asks

@@ -20,7 +20,7 @@ from models.database import apply_schema, db
 from models.purge import purge
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT, TEMPLATE
-from tests.faults.bench import DEADLINE_S, IN_FULL, LEASE_S, SLACK_S, SLOWNESS, Bench, Host, ask
+from tests.faults.bench import DEADLINE_S, IN_FULL, LEASE_S, SLACK_S, Bench, Host, ask, slowness
 from tests.faults.conftest import StartBench, StartHost
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED
 from tests.faults.pooler import TransactionPooler
@@ -200,7 +200,7 @@ def test_a_forgotten_transaction_in_psql_blocks_nobody_else(start_bench: StartBe
 def test_ten_thousand_users_are_revoked_in_one_call(start_bench: StartBench) -> None:
     """Or as many as a slow machine revokes within the limit of a statement, beside other tests: past it they end piece
     by piece."""
-    count = 10_000 if IN_FULL else int(10_000 / SLOWNESS)
+    count = 10_000 if IN_FULL else int(10_000 / slowness())
     bench = start_bench("10,000 users are revoked in one call", "one transaction; every worker confirms")
     with bench.psql() as psql:
         psql.execute(
