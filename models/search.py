@@ -9,13 +9,17 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
+from lastcall.clock import boottime_ns
 from models.database import db
 
 MOST_USERS, MOST_CLIENTS = 1000, 200
 """Who finds more has found what is common: then it is quicker to read the list and to look at each row."""
+COMMON_S = 5
+"""How long a text counts as common in the names of users, once it was (seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,23 @@ def named(name: str) -> Named:
     return Named(tuple(user_id for now, user_id in rows if now), tuple(user_id for now, user_id in rows if not now))
 
 
-def meant_by(searched: str) -> Meant:
-    """Users and clients with this in their name, addresses that begin with it. Within a transaction under way."""
+class _Common:
+    """Until when a text counts as one that too many users have in their names: its pages come one after the other."""
+
+    def __init__(self) -> None:
+        self.until_ns = 0
+
+
+@lru_cache(maxsize=64)
+def _common(_database: Engine, _searched: str) -> _Common:
+    return _Common()
+
+
+def meant_by(searched: str, *, for_a_list: bool = False) -> Meant:
+    """Users and clients with this in their name, addresses that begin with it. Within a transaction under way.
+    `for_a_list`: that too many users have it may be known from the page before."""
+    common, now_ns = _common(db.engine, searched), boottime_ns()
+    is_common = for_a_list and now_ns < common.until_ns
     query = text("""
         WITH RECURSIVE clients AS (
             (SELECT client_id FROM login_sessions ORDER BY client_id LIMIT 1)
@@ -64,15 +83,22 @@ def meant_by(searched: str) -> Meant:
         ),
         known AS (SELECT client_id FROM clients WHERE client_id IS NOT NULL LIMIT :most_clients)
         SELECT
-            ARRAY(SELECT id::text FROM users WHERE username ILIKE :pattern LIMIT :most_users),
-            ARRAY(SELECT user_id::text FROM former_names WHERE username ILIKE :pattern LIMIT :most_users),
+            ARRAY(SELECT id::text FROM users WHERE :users AND username ILIKE :pattern LIMIT :most_users),
+            ARRAY(SELECT user_id::text FROM former_names WHERE :users AND username ILIKE :pattern LIMIT :most_users),
             ARRAY(SELECT client_id FROM known WHERE client_id ILIKE :pattern),
             (SELECT count(*) FROM known)
     """)
-    values = {"pattern": f"%{escaped(searched)}%", "most_users": MOST_USERS + 1, "most_clients": MOST_CLIENTS + 1}
+    values = {
+        "pattern": f"%{escaped(searched)}%",
+        "users": not is_common,
+        "most_users": MOST_USERS + 1,
+        "most_clients": MOST_CLIENTS + 1,
+    }
     now, before, clients, known = db.session.execute(query, values).one()
+    if max(len(now), len(before)) > MOST_USERS:
+        is_common, common.until_ns = True, now_ns + COMMON_S * 1_000_000_000
     return Meant(
-        Named(tuple(now), tuple(before)) if max(len(now), len(before)) <= MOST_USERS else None,
+        None if is_common else Named(tuple(now), tuple(before)),
         tuple(clients) if known <= MOST_CLIENTS else None,
         tuple(address_ranges(searched)),
     )

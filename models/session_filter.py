@@ -67,10 +67,11 @@ class Meaning:
     searched: Meant = NOTHING
 
 
-def meaning_of(wanted: SessionFilter) -> Meaning:
+def meaning_of(wanted: SessionFilter, *, for_a_list: bool = False) -> Meaning:
     """Within a transaction under way."""
     return Meaning(
-        named(wanted.user) if wanted.user is not None else NOBODY, meant_by(wanted.q) if wanted.q else NOTHING
+        named(wanted.user) if wanted.user is not None else NOBODY,
+        meant_by(wanted.q, for_a_list=for_a_list) if wanted.q else NOTHING,
     )
 
 

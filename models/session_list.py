@@ -152,7 +152,7 @@ def _find(
 ) -> tuple[Sequence[Row[Any]], int, bool]:
     """The rows of a page; how many match, and whether that is exact."""
     shelves = read_shelves(for_a_list=True)
-    found = _found(wanted, meaning_of(wanted), shelves, COUNT_EXACTLY_TO)
+    found = _found(wanted, meaning_of(wanted, for_a_list=True), shelves, COUNT_EXACTLY_TO)
     if not found.conditions or (found.by == "in order" and order.column == "created_at"):
         return db.session.execute(_walk(found, order, at_most), position).all(), *_count(found)
     expected = found.expected.read()

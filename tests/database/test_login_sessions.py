@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from blueprints.server import Server
-from models import session_list
+from models import search, session_list
 from models.database import db, transaction
 from models.demo import invent_sessions
 from models.errors import BadCursor
@@ -214,6 +214,26 @@ def test_a_list_of_too_many_to_gather_is_not_gathered_in_vain_again(
         return [statement for statement, _ in sent if statement.lstrip().startswith("WITH found")]
 
     assert (len(asked()), len(asked())) == (1, 0)
+
+
+def test_a_name_that_too_many_have_is_not_looked_for_again_on_the_next_page(
+    psql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MOST_USERS", 2)
+    made = {add_session(psql, add_user(psql, f"annette {number}")) for number in range(3)}
+
+    def looked_for() -> bool:
+        with statements(db.engine) as sent:
+            assert {item.session_id for item in list_sessions(SessionFilter(q="annette")).items} == made
+        return bool(next(parameters["users"] for _, parameters in sent if parameters and "users" in parameters))
+
+    assert (looked_for(), looked_for()) == (True, False)
+    with transaction(), statements(db.engine) as sent:
+        session_list.count_matching(SessionFilter(q="annette"))  # a dialog, or an act, knows nothing of before
+    assert next(parameters["users"] for _, parameters in sent if parameters and "users" in parameters)
+    later_ns = search.boottime_ns() + (search.COMMON_S + 1) * 1_000_000_000
+    monkeypatch.setattr(search, "boottime_ns", lambda: later_ns)
+    assert looked_for()
 
 
 @pytest.mark.usefixtures("many")
