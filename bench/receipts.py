@@ -8,7 +8,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -69,16 +69,10 @@ def goals(found: dict[str, list[float]]) -> list[Goal]:
         Goal(
             f"DELETE to receipt, {kind}, median, ms",
             25,
-            {workers: statistics.median(of) for workers, found_kind, of in _cases(found) if found_kind == kind},
+            {str(count): statistics.median(found[f"{count} {kind}"]) for count in WORKERS},
         )
         for kind in KINDS
     ]
-
-
-def _cases(found: dict[str, list[float]]) -> Iterator[tuple[str, str, list[float]]]:
-    for case, of in found.items():
-        workers, _, kind = case.partition(" ")
-        yield workers, kind, of
 
 
 def plots(found: dict[str, list[float]]) -> dict[str, str]:

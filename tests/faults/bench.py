@@ -331,6 +331,13 @@ def paused(pids: Iterable[int]) -> Iterator[None]:
                 pass
 
 
+@contextmanager
+def frozen(database: EmbeddedPostgres) -> Iterator[None]:
+    """Every process of the server is stopped: it neither answers nor refuses."""
+    with paused([database.pid]), paused(children(database.pid)):
+        yield
+
+
 def children(pid: int) -> list[int]:
     """The child processes of a process (Linux)."""
     found: list[int] = []

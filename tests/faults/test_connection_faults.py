@@ -24,7 +24,7 @@ from tests.faults.bench import (
     Bench,
     ask,
     children,
-    paused,
+    frozen,
     slowness,
 )
 from tests.faults.conftest import StartBench
@@ -236,13 +236,6 @@ def test_the_network_is_slow(start_bench: StartBench) -> None:
 
 
 @contextmanager
-def frozen(database: EmbeddedPostgres) -> Iterator[None]:
-    """Every process of the server is stopped: it neither answers nor refuses."""
-    with paused([database.pid]), paused(children(database.pid)):
-        yield
-
-
-@contextmanager
 def silent(bench: Bench) -> Iterator[None]:
     bench.host.proxy.swallow()
     try:
@@ -347,7 +340,7 @@ def test_what_comes_bit_by_bit_hangs_no_longer_than_what_comes_at_once(
             while set(threads.map(lambda _: acts["list"](), range(12))) != {ACCEPTED}:  # each has its connection
                 assert time.monotonic() - since_s < DEADLINE_S
             asked: list[Future[tuple[int, float]]] = []
-            with paused([cluster.pid]), paused(children(cluster.pid)):
+            with frozen(cluster):
                 for number in range(10):
                     asked.append(threads.submit(timed_status, acts["sign in" if number % 2 else "list"]))
                     time.sleep(0.3)

@@ -24,7 +24,7 @@ from tests.faults.bench import (
     SLACK_S,
     Bench,
     Host,
-    children,
+    frozen,
     kill_database,
     paused,
 )
@@ -108,7 +108,7 @@ def test_the_database_is_frozen(start_bench: StartBench, cluster: EmbeddedPostgr
         bench.rounds(3)
         token = bench.new_victim()
         bench.revoke_at_last(token.subject)
-        with paused([cluster.pid]), paused(children(cluster.pid)):
+        with frozen(cluster):
             since_s = time.monotonic()
             while time.monotonic() - since_s < LEASE_S + MARGIN_S:
                 assert ACCEPTED not in bench.load.ask_each(token)
