@@ -35,6 +35,8 @@ COMMIT_S = 1.5
 standby is away, while whoever only reads is answered (seconds)."""
 TRY_EVERY_S = 0.25
 _LOOK_EVERY_S = 0.05
+_STOOD_STILL_S = 0.25
+"""A look that comes so long after the last one (seconds): the process stood still, or the whole machine did."""
 _ASK_EVERY_S = 0.1
 _NOT_TRIED = "commits are not answered at the moment, so this one was not tried"
 
@@ -137,6 +139,7 @@ class Patience:
         self._guard_answered_ns = guard_answered_ns
         self.waits: dict[int, tuple[PatientConnection, int]] = {}
         self.answered_ns = 0
+        self._woke_ns = 0
         self._tried_ns = 0
         self._failed_ns = 0
         self._gave_up = False
@@ -146,7 +149,9 @@ class Patience:
         self._local = threading.local()
 
     def is_silent(self) -> bool:
-        return self._listener_hears_nothing() and boottime_ns() - self._last_answer_ns() > WAIT_S * 1e9
+        if not self._listener_hears_nothing():
+            return False
+        return boottime_ns() - max(self._last_answer_ns(), self._woke_ns) > WAIT_S * 1e9
 
     def _last_answer_ns(self) -> int:
         return max(self.answered_ns, self._guard_answered_ns())
@@ -201,17 +206,27 @@ class Patience:
         return connection
 
     def _watch(self, stopping: threading.Event) -> None:
+        looked_ns = boottime_ns()
         while not stopping.wait(_LOOK_EVERY_S):
+            self._notice_waking(looked_ns)
+            looked_ns = boottime_ns()
             hears_nothing = self._listener_hears_nothing()
             self._gave_up = self._gave_up and hears_nothing
             silent, now_ns = self.is_silent(), boottime_ns()
             for connection, since_ns in list(self.waits.values()):
-                waited_s = (now_ns - since_ns) / 1e9
+                waited_s = (now_ns - max(since_ns, self._woke_ns)) / 1e9
                 hangs = hears_nothing and connection.committing and waited_s > COMMIT_S
                 if hangs or (waited_s > WAIT_S and (silent or connection.is_brief)):
                     self._gave_up = self._gave_up or connection.committing
                     self._failed_ns = now_ns
                     self._hang_up((connection, since_ns))
+
+    def _notice_waking(self, looked_ns: int) -> None:
+        """While nothing here moved the clocks went on, and whoever waits has not been silent to: his time begins anew.
+        Nobody else could tell: this thread may be the first to wake."""
+        now_ns = boottime_ns()
+        if now_ns - looked_ns > _STOOD_STILL_S * 1e9:
+            self._woke_ns = now_ns
 
     def _find_forgotten(self, stopping: threading.Event) -> None:
         witness = Witness(self._open_witness)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from tests.faults.bench import (
     ask,
     children,
     frozen,
+    paused,
     slowness,
 )
 from tests.faults.conftest import StartBench
@@ -348,6 +350,37 @@ def test_what_comes_bit_by_bit_hangs_no_longer_than_what_comes_at_once(
         bench.wait_until_usual()
         slowest_s = max(took_s for _, took_s in found)
         assert slowest_s < LONGEST_S + LATE_S, f"a request hung for {slowest_s:.1f} s: {found}"
+    bench.check()
+
+
+def test_a_machine_that_stood_still_turns_nobody_away(start_bench: StartBench, cluster: EmbeddedPostgres) -> None:
+    """A virtual machine that is moved or held up: all clocks go on, and nobody has said nothing."""
+    bench = start_bench(
+        "the machine with everything on it stands still for 0.6 s, again and again",
+        "whoever waited is answered as ever",
+        database=cluster,
+        workers=(2,),
+    )
+    acts = requests_of_every_kind(bench, bench.bystander, bench.bystander, bench.bystander)
+    bench.expect_gone("user-2")
+    over = threading.Event()
+
+    def keep_asking(name: str) -> list[int]:
+        found = []
+        while not over.is_set():
+            found.append(acts[name]())
+        return found
+
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(keep_asking, name) for name in ("list", "force logout", "force logout", "workers")]
+        try:
+            for _ in range(max(5, ROUNDS // 20)):
+                with paused(bench.pids), frozen(cluster):
+                    time.sleep(0.6)
+                time.sleep(0.3)
+        finally:
+            over.set()
+    assert set(statuses(asked)) == {ACCEPTED}
     bench.check()
 
 
