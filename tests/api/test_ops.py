@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -11,9 +12,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from blueprints.server import Server
+from lastcall.tokens import generate_signing_key
+from models import user as users
+from settings import from_environment
 from tests.actors import API, Actor
 from tests.api.conftest import answer, problem, receipt
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, running_app
 from tools.postgres import EmbeddedPostgres
 
 
@@ -118,12 +122,18 @@ def test_metrics_are_for_the_token_where_one_is_set(
         assert response.status_code == 200
 
 
-def test_the_published_keys_verify_a_token_and_hold_nothing_private(client: FlaskClient, alice: Actor) -> None:
-    keys = client.get("/.well-known/jwks.json").json["keys"]
+@pytest.mark.parametrize("alg", ["RS256", "ES256", "EdDSA"])
+def test_the_published_keys_verify_a_token_and_hold_nothing_private(environment: dict[str, str], alg: str) -> None:
+    environment["LASTCALL_SIGNING_KEY"] = json.dumps(generate_signing_key(alg))
+    with running_app(from_environment(environment)) as app:
+        with app.app_context():
+            users.create_user("alice", PASSWORD, ["viewer"])
+        alice = Actor.signed_in(app.test_client(), "alice", PASSWORD)
+        keys = app.test_client().get("/.well-known/jwks.json").json["keys"]
     header = jwt.get_unverified_header(alice.token)
-    assert header["typ"] == "at+jwt" and header["alg"] == "RS256"
+    assert header["typ"] == "at+jwt" and header["alg"] == alg
     key = next(key for key in keys if key["kid"] == header["kid"])
-    payload = jwt.decode(alice.token, jwt.PyJWK(key).key, algorithms=["RS256"], audience="lastcall", issuer="lastcall")
+    payload = jwt.decode(alice.token, jwt.PyJWK(key).key, algorithms=[alg], audience="lastcall", issuer="lastcall")
     promised = "iss aud sub sid jti iat exp auth_time client_id roles user_gen everyone_gen"
     assert set(promised.split()) <= set(payload)
     assert (payload["sub"], payload["sid"]) == (alice.user_id, alice.session_id)
