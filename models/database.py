@@ -14,12 +14,13 @@ import sqlalchemy
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
-from sqlalchemy import ColumnElement, CompoundSelect, Executable, Select, event, literal, text
+from sqlalchemy import ColumnElement, CompoundSelect, Executable, Select, event, exc, literal, text
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import UserDefinedType
 
 from models.database_errors import HELD_BY_OTHERS, database_errors
 from models.patience import POOL_S, Patience, PatientConnection
+from models.witness import has_news
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 _SCHEMA_LOCK = 7_530_001
@@ -114,8 +115,13 @@ def use_database(
         connection.is_brief = False
         return connection
 
+    def give(connection: Any, _record: Any, _proxy: Any) -> None:
+        if has_news(connection):  # nobody has asked: it is PostgreSQL's last word, or the end of the connection
+            raise exc.DisconnectionError  # the pool opens another one
+
     with app.app_context():
         event.listen(db.engine, "do_connect", connect)
+        event.listen(db.engine, "checkout", give)
         event.listen(db.engine, "before_cursor_execute", _explain, retval=True)
         if pooled:
             event.listen(db.engine, "begin", lambda connection: connection.exec_driver_sql(f"SELECT {settings}"))

@@ -53,7 +53,7 @@ class Witness:
             self.close()  # no witness either; if nobody is answered, the listener will hear nothing as well
             return []
         now_ns = boottime_ns()
-        idle = [wait for wait in waits if wait[0].server_pid not in at_work and not _has_news(wait[0])]
+        idle = [wait for wait in waits if wait[0].server_pid not in at_work and not has_news(wait[0])]
         self._idle = {wait: before.get(wait, now_ns) for wait in idle}
         return [wait for wait, since_ns in self._idle.items() if now_ns - since_ns >= IDLE_S * 1e9]
 
@@ -63,8 +63,8 @@ class Witness:
             self._connection = None
 
 
-def _has_news(connection: psycopg.Connection[Any]) -> bool:
-    """Whether an answer has come that nobody has read yet."""
+def has_news(connection: psycopg.Connection[Any]) -> bool:
+    """Whether something has come that nobody has read yet: an answer, or the end."""
     poll = select.poll()
     try:
         poll.register(connection.pgconn.socket, select.POLLIN)

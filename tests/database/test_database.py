@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from datetime import UTC
 
 import psycopg
@@ -224,3 +225,21 @@ def test_what_asks_the_database_nothing_is_not_taken_for_its_answer(settings: Se
         assert patience.answered_ns == answered_ns
         connection.execute("SELECT 1")
         assert patience.answered_ns > answered_ns
+
+
+@pytest.mark.usefixtures("context")
+def test_a_connection_that_postgresql_has_ended_while_nobody_used_it_is_given_to_nobody(
+    psql: psycopg.Connection,
+) -> None:
+    for again in range(2):
+        with ExitStack() as held:
+            for _ in range(3):
+                held.enter_context(db.engine.connect()).execute(text("SELECT 1"))
+        ended = psql.execute(
+            "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'lastcall'"
+        ).fetchone()
+        assert ended == (3,), again
+        for _ in range(3):
+            with transaction() as session:
+                session.execute(text("SELECT 1"))

@@ -43,7 +43,7 @@ def slowness() -> float:
 SLACK_S = 1.0 * slowness()
 """The machine is small and shared: what is promised may take so much longer here."""
 IN_FULL = ROUNDS >= 100
-PAUSE_S = 0.004 if IN_FULL else 0.012
+PAUSE_S = 0.004 if IN_FULL else 0.025
 """Between two requests of the load's threads: in the short form other tests run beside it."""
 LATE_S = 0.0 if IN_FULL else SLACK_S
 """On top of what a row of docs/reliability.md promises in seconds: that table is made on a machine that is idle."""
