@@ -5,6 +5,7 @@ One cluster a run; each test gets a clone of a template database, made in some 2
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -172,6 +173,12 @@ def start_gunicorn(environment: dict[str, str], tmp_path: Path) -> Iterator[Star
             return stack.enter_context(Gunicorn(workers, options, {**environment, **more}, log))
 
         yield start
+
+
+def pytest_collection_finish() -> None:
+    """As the workers do (gunicorn.conf.py): to search all that is imported for garbage holds the application in this
+    process up for half a second, in which it takes its database for silent."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
