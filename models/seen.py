@@ -1,5 +1,5 @@
 """When sessions were last seen: gathered in memory, written in one statement, at most once a minute a session and
-process."""
+process. Whom the last minute saw is what it holds, twice as many at most."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lastcall.claims import is_uuid
 from lastcall.clock import boottime_ns
 
 QUIET_NS = 60 * 1_000_000_000
+_MANY = 100_000
 
 
 class Seen:
@@ -18,6 +19,7 @@ class Seen:
     def __init__(self) -> None:
         self._quiet_until_ns: dict[str, int] = {}
         self._waiting: dict[str, tuple[str, str | None, datetime]] = {}
+        self._many = _MANY
 
     def note(self, session_id: str, ip: Callable[[], str | None]) -> None:
         """`ip` tells where from, and is asked only when it is to be written."""
@@ -29,6 +31,9 @@ class Seen:
 
     def take(self) -> list[tuple[str, str | None, datetime]]:
         waiting, self._waiting = self._waiting, {}
-        if len(self._quiet_until_ns) > 100_000:
-            self._quiet_until_ns = {}
+        if len(self._quiet_until_ns) > self._many:
+            now_ns = boottime_ns()
+            # A session that is noted meanwhile may be forgotten: it is written once more.
+            self._quiet_until_ns = {id_: until for id_, until in list(self._quiet_until_ns.items()) if until > now_ns}
+            self._many = max(_MANY, 2 * len(self._quiet_until_ns))
         return list(waiting.values())

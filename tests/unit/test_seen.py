@@ -61,12 +61,28 @@ def test_what_was_taken_is_not_handed_over_again(clock: list[int]) -> None:
     assert seen.take() == []
 
 
-def test_the_memory_is_bounded(clock: list[int]) -> None:
+def see(seen: Seen, numbers: range) -> int:
+    """How many of these sessions are to be written."""
+    for number in numbers:
+        seen.note(f"00000000-0000-4000-8000-{number:012}", nowhere)
+    return len(seen.take())
+
+
+def test_however_many_there_are_each_is_written_once_a_minute_at_most(clock: list[int]) -> None:
     seen = Seen()
-    for i in range(100_001):
-        seen.note(f"00000000-0000-4000-8000-{i:012}", nowhere)
-    assert len(seen.take()) == 100_001
-    assert len(seen._quiet_until_ns) == 0
+    assert see(seen, range(120_000)) == 120_000
+    clock[0] += QUIET_NS - 1
+    assert see(seen, range(120_000)) == 0
+    clock[0] += 1
+    assert see(seen, range(120_000)) == 120_000
+
+
+def test_the_memory_is_bounded_by_whom_the_last_minute_saw(clock: list[int]) -> None:
+    seen = Seen()
+    for minute in range(5):
+        assert see(seen, range(minute * 60_000, (minute + 1) * 60_000)) == 60_000
+        assert len(seen._quiet_until_ns) <= 120_000
+        clock[0] += QUIET_NS
 
 
 @pytest.mark.parametrize("sid", ["", "s1", S1.upper(), f"{{{S1}}}", f"{S1}\n", f"{S1}\x00"])
