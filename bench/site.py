@@ -24,9 +24,9 @@ from tests.gunicorn import Answer, Gunicorn, Line
 from tools.postgres import EmbeddedPostgres
 
 WORKERS, ROUNDS = 4, 4
-LOG_OUTS, FORCE_LOGOUTS, OF_ONE_USER = 5, 10, 10_000
+LOG_OUTS, FORCE_LOGOUTS, FEW, OF_ONE_USER = 5, 10, 3, 10_000
 FAR_IN, PAGE, LONGEST_PAGE = 1000, 50, 200
-FOR_S, AT_ONCE, LONG_OVER, PATIENCE = 4.0, 8, 80_000, 10
+FOR_S, AT_ONCE, LONG_OVER, PATIENCE = 4.0, 8, 120_000, 10
 LIST = "/api/v1/admin/sessions"
 Acts = Callable[[Line, str], Iterator[None]]
 
@@ -106,11 +106,11 @@ class Site:
         ):
             self._rate(what, act, names)
             yield what
-        self._all_of_it_while_it_purges(names)
-        yield "while it purges"
         yield from self._one_user()
         self._end_by_filter()
         yield "what a filter finds"
+        self._all_of_it_while_it_purges(names)
+        yield "while it purges"
 
     def _queries(self) -> Iterator[tuple[str, str]]:
         row = self._psql.execute(
@@ -164,17 +164,24 @@ class Site:
     def _one_user(self) -> Iterator[str]:
         """Users with very many sessions each, their lists and their force logouts."""
         many = f"{OF_ONE_USER:,} sessions"
-        user_ids = [self._make_user(f"crowd-{number}") for number in range(FORCE_LOGOUTS)]
+        user_ids = self._make_crowds("crowd", FORCE_LOGOUTS)
+        yield from self._pages(f"one user's {many}", f"{LIST}/{user_ids[0]}?")
+        for user_id in user_ids:
+            self._force_out(f"force logout of a user with {many}", user_id)
+            yield f"force logout of a user with {many}"
+
+    def _make_crowds(self, name: str, count: int) -> list[str]:
+        user_ids = [self._make_user(f"{name}-{number}") for number in range(count)]
         crowd.add_sessions(self._psql, user_ids, OF_ONE_USER)
         for statement in ("VACUUM ANALYZE login_sessions", "CHECKPOINT"):  # which come by themselves, sooner or later
             self._psql.execute(statement)
-        yield from self._pages(f"one user's {many}", f"{LIST}/{user_ids[0]}?")
-        for user_id in user_ids:
-            receipt = self._in_force(f"force logout of a user with {many}", "DELETE", f"{LIST}/{user_id}")
-            left = self._line.ask("GET", f"{LIST}/{user_id}", token=self._token).json["total"]
-            if (receipt["sessions_ended"], left) != (OF_ONE_USER, 0):
-                raise SystemExit(f"bench: {left} sessions are left: {receipt}")
-            yield f"force logout of a user with {many}"
+        return user_ids
+
+    def _force_out(self, what: str, user_id: str) -> None:
+        receipt = self._in_force(what, "DELETE", f"{LIST}/{user_id}")
+        left = self._line.ask("GET", f"{LIST}/{user_id}", token=self._token).json["total"]
+        if (receipt["sessions_ended"], left) != (OF_ONE_USER, 0):
+            raise SystemExit(f"bench: {left} sessions are left: {receipt}")
 
     def _end_by_filter(self) -> None:
         """One session in 32, but 30,000 at most, in transactions of 12,000."""
@@ -190,15 +197,20 @@ class Site:
 
     def _all_of_it_while_it_purges(self, names: list[str]) -> None:
         """While the housekeeping deletes sessions that have been over for long, a thousand a second or more."""
+        user_ids = self._make_crowds("last crowd", FEW)
         crowd.add_sessions(self._psql, [self._make_user("long ago")], LONG_OVER, begun_days=45)
         for _ in range(ROUNDS * self._each):
             self._ask("no filter, while it purges", "GET", LIST)
         self._rate("sign-ins a second, while it purges", signing_in, names)
         self._rate("refreshes a second, while it purges", refreshing, names)
+        self._rate("force logouts a second, while it purges", self._forcing_out, names)
+        for user_id in user_ids:
+            self._force_out(f"force logout of a user with {OF_ONE_USER:,} sessions, while it purges", user_id)
+        for _ in range(FEW):
+            self._in_force("log-out of everyone, while it purges", "DELETE", LIST)
+            self._token = self.gunicorn.sign_in("admin", PASSWORD)["access_token"]
         if not self._left_to_purge():
             raise SystemExit("bench: the purge was over too soon")
-        while self._left_to_purge():
-            time.sleep(0.5)
 
     def _left_to_purge(self) -> bool:
         query = "SELECT FROM login_sessions WHERE expires_at < now() - interval '30 days' LIMIT 1"
