@@ -16,6 +16,7 @@ from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
 from sqlalchemy import ColumnElement, CompoundSelect, Executable, Select, event, exc, literal, text
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import QueuePool
 from sqlalchemy.types import UserDefinedType
 
 from models.database_errors import HELD_BY_OTHERS, database_errors
@@ -50,12 +51,19 @@ def uuid_array(ids: Sequence[str]) -> ColumnElement[Any]:
     return literal("{" + ",".join(ids) + "}", _UuidArray())
 
 
+class _Pool(QueuePool):
+    """Flask-SQLAlchemy's engine_from_config takes `pool_timeout` for whole seconds, and less than one for none."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "timeout": POOL_S})
+
+
 # The connection itself is opened by `use_database`, from the libpq URL as it stands: several hosts, options, all of it.
 ENGINE_URL = "postgresql+psycopg://"
 ENGINE_OPTIONS: dict[str, Any] = {
+    "poolclass": _Pool,
     "pool_size": 8,
     "max_overflow": 4,
-    "pool_timeout": POOL_S,
     "pool_use_lifo": True,
     "pool_recycle": 45,  # less than idle_session_timeout: what PostgreSQL has ended is never used
     "native_inet_types": False,  # an address is text for us, too, and a page of the list has a hundred of them

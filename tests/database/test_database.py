@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC
+from typing import Any
 
 import psycopg
 import pytest
-from flask import current_app
+from flask import Flask, current_app
 from sqlalchemy import text
 
 from app import create_app, prepare_database
 from lastcall.clock import boottime_ns
 from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, snapshot, transaction
 from models.database_errors import Busy
-from models.patience import Patience
+from models.patience import POOL_S, Patience
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
 from models.shelves import read_shelves
@@ -243,3 +245,19 @@ def test_a_connection_that_postgresql_has_ended_while_nobody_used_it_is_given_to
         for _ in range(3):
             with transaction() as session:
                 session.execute(text("SELECT 1"))
+
+
+def test_whoever_finds_the_pool_empty_waits_for_a_connection(app: Flask) -> None:
+    def ask() -> Any:
+        with app.app_context(), transaction() as session:
+            return session.scalar(text("SELECT 1"))
+
+    with ThreadPoolExecutor(1) as threads, ExitStack() as all_of_them:
+        with app.app_context():
+            for _ in range(ENGINE_OPTIONS["pool_size"] + ENGINE_OPTIONS["max_overflow"]):
+                all_of_them.enter_context(db.engine.connect())
+        answer = threads.submit(ask)
+        with pytest.raises(TimeoutError):
+            answer.result(POOL_S / 2)
+        all_of_them.close()
+        assert answer.result(POOL_S) == 1
