@@ -124,8 +124,9 @@ def use_database(
         return connection
 
     def give(connection: Any, _record: Any, _proxy: Any) -> None:
-        if has_news(connection):  # nobody has asked: it is PostgreSQL's last word, or the end of the connection
-            raise exc.DisconnectionError  # the pool opens another one
+        if connection.was_given and has_news(connection):  # nobody has asked: it is PostgreSQL's last word, or the end
+            raise exc.DisconnectionError  # the pool opens another one, and takes that as it is
+        connection.was_given = True
 
     with app.app_context():
         event.listen(db.engine, "do_connect", connect)

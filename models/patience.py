@@ -52,6 +52,8 @@ class PatientConnection(psycopg.Connection[Any]):
     commits_alone = False
     """Whether its next statement is a whole transaction that writes."""
     committing = False
+    was_given = False
+    """Whether the pool has given it to somebody before."""
     _warned = False
     _asks = True
 

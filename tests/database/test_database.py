@@ -261,3 +261,11 @@ def test_whoever_finds_the_pool_empty_waits_for_a_connection(app: Flask) -> None
             answer.result(POOL_S / 2)
         all_of_them.close()
         assert answer.result(POOL_S) == 1
+
+
+def test_a_connection_that_was_just_opened_is_given_as_it_is(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.database.has_news", lambda connection: True)
+    with app.app_context():
+        for _ in range(2):
+            with transaction() as session:
+                assert session.scalar(text("SELECT 1")) == 1
