@@ -210,11 +210,14 @@ class Patience:
     def _watch(self, stopping: threading.Event) -> None:
         looked_ns = boottime_ns()
         while not stopping.wait(_LOOK_EVERY_S):
-            self._notice_waking(looked_ns)
-            looked_ns = boottime_ns()
-            hears_nothing = self._listener_hears_nothing()
+            now_ns = boottime_ns()
+            if now_ns - looked_ns > _STOOD_STILL_S * 1e9:
+                # The clocks went on while nothing here moved, and this thread may be the first to wake: the time of
+                # whoever waits begins anew.
+                self._woke_ns = now_ns
+            looked_ns = now_ns
+            hears_nothing, silent = self._listener_hears_nothing(), self.is_silent()
             self._gave_up = self._gave_up and hears_nothing
-            silent, now_ns = self.is_silent(), boottime_ns()
             for connection, since_ns in list(self.waits.values()):
                 waited_s = (now_ns - max(since_ns, self._woke_ns)) / 1e9
                 hangs = hears_nothing and connection.committing and waited_s > COMMIT_S
@@ -222,13 +225,6 @@ class Patience:
                     self._gave_up = self._gave_up or connection.committing
                     self._failed_ns = now_ns
                     self._hang_up((connection, since_ns))
-
-    def _notice_waking(self, looked_ns: int) -> None:
-        """While nothing here moved the clocks went on, and whoever waits has not been silent to: his time begins anew.
-        Nobody else could tell: this thread may be the first to wake."""
-        now_ns = boottime_ns()
-        if now_ns - looked_ns > _STOOD_STILL_S * 1e9:
-            self._woke_ns = now_ns
 
     def _find_forgotten(self, stopping: threading.Event) -> None:
         witness = Witness(self._open_witness)
