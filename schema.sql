@@ -359,9 +359,10 @@ $$;
 
 -- The user's generation has risen to `generation`: cut off, end his sessions, write the history. Twenty rows are
 -- marked at once, the others soon: they have ended all the same (unmarked_ends). Its plans are kept, and some are made
--- while a table is empty: for ten thousand users in one transaction it must not be read from one end to the other.
+-- while a table is empty: for ten thousand users in one transaction it must not be read from one end to the other, and
+-- a bitmap would be of all that a user ever had.
 CREATE OR REPLACE FUNCTION cut_off_user(cut_user uuid, name text, generation bigint, new_cause text)
-RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
+RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     ended bigint := 0;
     moment timestamptz := clock_timestamp();
@@ -386,10 +387,13 @@ BEGIN
     -- Whoever holds one of these rows is not waited for: two who end sessions at once would deadlock.
     UPDATE login_sessions AS s SET ended_at = moment, ended_scope = 'user', ended_by = who, end_reason = why
     FROM (
-        SELECT id FROM login_sessions
-        WHERE user_id = cut_user AND user_gen < generation AND user_gen >= before AND (shelf >= 0 OR shelf < -1)
-            AND id IS DISTINCT FROM kept
-        LIMIT 20 FOR UPDATE SKIP LOCKED
+        SELECT found.id FROM (VALUES (0, 1::bigint << 62), (-1::bigint << 62, -2)) AS not_marked (first, last)
+        CROSS JOIN LATERAL (
+            SELECT id FROM login_sessions
+            WHERE user_id = cut_user AND shelf BETWEEN first AND last
+                AND user_gen < generation AND user_gen >= before AND id IS DISTINCT FROM kept
+            LIMIT 20 FOR UPDATE SKIP LOCKED
+        ) AS found LIMIT 20
     ) AS old
     WHERE s.id = old.id;
     IF said('revocation_id') IS NULL THEN

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sqlalchemy import text
 
 from models.database import changed, db, transaction
-from models.shelves import read_shelves
+from models.shelves import read_in_order, read_shelves
 
 KEEP_SESSIONS_DAYS = 30
 BATCH = 1000
@@ -46,6 +46,7 @@ def _purge_sessions() -> int:
             LIMIT :batch FOR UPDATE SKIP LOCKED
         ) RETURNING user_id
     """)
+    read_in_order()
     values = {"shelves": list(read_shelves().all), "days": KEEP_SESSIONS_DAYS, "batch": BATCH}
     gone = db.session.scalars(query, values).all()
     if gone:

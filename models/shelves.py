@@ -114,8 +114,16 @@ def _has_ended(shelves: Shelves) -> ColumnElement[bool] | None:
     return and_(is_one_of(shelves.users), IS_BEHIND) if shelves.users else None
 
 
+def read_in_order() -> None:
+    """The statements that follow in this transaction read an index, and stop when they have enough. A bitmap would be
+    made anew of all that fits with each batch, and a scan of the table would pass what those before have done."""
+    off = "SELECT set_config('enable_seqscan', 'off', TRUE), set_config('enable_bitmapscan', 'off', TRUE)"
+    db.session.execute(text(off))
+
+
 def take_the_expired_away(at_most: int) -> int:
     """To the shelf of the lapsed. Returns how many, and is within a transaction under way, as all that follows."""
+    read_in_order()
     return changed(
         text("""
             UPDATE login_sessions SET lapsed = TRUE WHERE id IN (
@@ -130,6 +138,7 @@ def take_the_expired_away(at_most: int) -> int:
 
 def mark_everyones_ends(at_most: int) -> int:
     """Mark rows that a log-out of everyone has ended: they count as ended already, this says why."""
+    read_in_order()
     return changed(
         text("""
             UPDATE login_sessions AS s SET
@@ -151,14 +160,17 @@ def mark_everyones_ends(at_most: int) -> int:
 def mark_users_ends(at_most: int) -> int:
     """The same for users; after a minute nobody is left who signed in while it happened. Whoever holds a row is not
     waited for: two who end sessions at once would deadlock."""
+    read_in_order()
     marked = changed(
         text("""
             UPDATE login_sessions AS s SET
                 ended_at = why.ended_at, ended_scope = 'user', ended_by = why.ended_by, end_reason = why.end_reason
             FROM (
-                SELECT found.* FROM unmarked_ends AS e CROSS JOIN LATERAL (
+                SELECT found.* FROM unmarked_ends AS e
+                CROSS JOIN (VALUES (0, 1::bigint << 62), (-1::bigint << 62, -2)) AS not_marked (first, last)
+                CROSS JOIN LATERAL (
                     SELECT id, user_id, user_gen FROM login_sessions
-                    WHERE user_id = e.user_id AND user_gen < e.gen AND (shelf >= 0 OR shelf < -1)
+                    WHERE user_id = e.user_id AND shelf BETWEEN first AND last AND user_gen < e.gen
                     LIMIT :at_most FOR UPDATE SKIP LOCKED
                 ) AS found LIMIT :at_most
             ) AS old CROSS JOIN LATERAL (
@@ -173,8 +185,9 @@ def mark_users_ends(at_most: int) -> int:
         text("""
             DELETE FROM unmarked_ends AS e
             WHERE ended_at < statement_timestamp() - interval '1 minute' AND NOT EXISTS (
-                SELECT FROM login_sessions AS s
-                WHERE s.user_id = e.user_id AND s.user_gen < e.gen AND (s.shelf >= 0 OR s.shelf < -1)
+                SELECT FROM login_sessions AS s WHERE s.user_id = e.user_id AND s.shelf >= 0 AND s.user_gen < e.gen
+            ) AND NOT EXISTS (
+                SELECT FROM login_sessions AS s WHERE s.user_id = e.user_id AND s.shelf < -1 AND s.user_gen < e.gen
             )
         """)
     )

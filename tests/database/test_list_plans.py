@@ -6,9 +6,10 @@ Counts are exact up to 500 here, which is to 50,000 live sessions what 10,000 is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,9 +17,10 @@ from uuid import UUID
 import psycopg
 import pytest
 from flask import Flask
+from sqlalchemy import text
 
 from bench import crowd
-from models import force_logout, session_list
+from models import force_logout, purge, session_list, shelves
 from models.audit import Actor as Who
 from models.database import db, transaction
 from models.revocation import list_revocations
@@ -233,6 +235,59 @@ def test_what_has_just_ended_and_is_not_marked_yet_costs_no_more(ending_psql: ps
     for wanted in (SessionFilter(), SessionFilter(state="ended"), SessionFilter(state="all")):
         looks_at_few(ending_psql, wanted)
         looks_at_few(ending_psql, replace(wanted, client=crowd.CLIENT), sort="username")
+
+
+def pages_read(sent: list[tuple[str, Any]]) -> int:
+    """Do the same once more, in one transaction. Returns how many pages it reads to find the rows that it writes."""
+    with transaction() as session:
+        connection = session.connection()
+        plans = [
+            connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters).scalar_one()
+            for statement, parameters in sent
+        ]
+    writes = [node for plan in plans for node in nodes(plan[0]["Plan"]) if node["Node Type"] == "ModifyTable"]
+    assert writes
+    return sum(part["Shared Hit Blocks"] + part["Shared Read Blocks"] for node in writes for part in node["Plans"])
+
+
+@pytest.mark.parametrize("what", ["a user's ends", "everyone's ends", "the expired", "the purge"])
+def test_each_batch_of_the_cleaning_begins_where_the_last_one_ended(
+    ending_psql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    at_once = 100
+    monkeypatch.setattr(purge, "BATCH", at_once)
+    some = "SELECT DISTINCT user_id::text FROM login_sessions WHERE shelf >= 0 LIMIT 5"
+    user_ids = [row[0] for row in ending_psql.execute(some)]
+    crowd.add_sessions(ending_psql, user_ids, 3_000, begun_days=45 if what == "the purge" else 0)
+    # As if few had very many: then the planner thinks of a bitmap, or of the whole table.
+    ending_psql.execute("ALTER TABLE login_sessions ALTER COLUMN user_id SET (n_distinct = 3000)")
+    ending_psql.execute("VACUUM ANALYZE login_sessions")
+    clean: Callable[[], int] = purge.PURGES["login_sessions"]
+    if what == "a user's ends":
+        force_logout.revoke_user(UUID(user_ids[0]), Who("root"))
+        clean = partial(shelves.mark_users_ends, at_once)
+    elif what == "everyone's ends":
+        force_logout.revoke_everyone(Who("root"))
+        clean = partial(shelves.mark_everyones_ends, at_once)
+    elif what == "the expired":
+        ending_psql.execute("UPDATE login_sessions SET expires_at = now() WHERE created_at < now() - interval '6 days'")
+        clean = partial(shelves.take_the_expired_away, at_once)
+    with statements(db.engine) as sent, transaction():
+        assert clean() == at_once
+    pages = [pages_read(sent) for _ in range(25)]
+    assert max(pages) < pages[0] + at_once, pages
+
+
+def test_a_force_logout_looks_at_no_session_that_has_ended(ending_psql: psycopg.Connection) -> None:
+    user_id = str(one(ending_psql, "SELECT user_id FROM login_sessions WHERE shelf >= 0 LIMIT 1"))
+    crowd.add_sessions(ending_psql, [user_id], 3_000)
+    ending_psql.execute("UPDATE login_sessions SET ended_at = now() WHERE user_id = %s", (user_id,))
+    crowd.add_sessions(ending_psql, [user_id], 30)
+    looked_at = text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'login_sessions'")
+    with transaction() as session:
+        before = session.scalars(looked_at).one()
+        session.execute(text("UPDATE users SET gen = gen + 1 WHERE id = :id"), {"id": user_id})
+        assert session.scalars(looked_at).one() - before < 300
 
 
 @pytest.mark.parametrize(
