@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.types import UserDefinedType
 
-from models.database_errors import HELD_BY_OTHERS, database_errors
+from models.database_errors import HELD_BY_OTHERS, AllInUse, database_errors
 from models.patience import POOL_S, Patience, PatientConnection
 from models.witness import has_news
 
@@ -139,13 +139,16 @@ def use_database(
 @contextmanager
 def transaction() -> Iterator[sqlalchemy.orm.scoped_session[Session]]:
     """One transaction, committed at the end, rolled back on any error. Raises DatabaseAway or one of its kinds."""
-    _access().patience.begin()
+    patience = _access().patience
+    patience.begin()
     with database_errors():
         try:
             yield db.session
             db.session.commit()
-        except BaseException:
+        except BaseException as error:
             db.session.rollback()
+            if isinstance(error, exc.TimeoutError) and not patience.is_silent():
+                raise AllInUse from None
             raise
         finally:
             db.session.close()

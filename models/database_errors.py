@@ -29,6 +29,14 @@ class Busy(DatabaseAway):
     retry_after_s = 2
 
 
+class AllInUse(DatabaseAway):
+    """All connections of this worker to the database are in use by other requests, so nothing was changed: try again.
+    If that goes on, look for slow statements in pg_stat_activity, or run more workers."""
+
+    code = "connections_in_use"
+    retry_after_s = 2
+
+
 class TooSlow(DatabaseAway):
     """The database did not finish this in time, so nothing was changed: ask for less at once (a filter that finds
     fewer sessions), or try again when it has less to do."""

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from app import create_app, prepare_database
 from lastcall.clock import boottime_ns
 from models.database import ENGINE_OPTIONS, apply_schema, db, each_alone, snapshot, transaction
-from models.database_errors import Busy
+from models.database_errors import AllInUse, Busy
 from models.patience import POOL_S, Patience
 from models.session_filter import SessionFilter
 from models.session_list import list_sessions
@@ -261,6 +261,14 @@ def test_whoever_finds_the_pool_empty_waits_for_a_connection(app: Flask) -> None
             answer.result(POOL_S / 2)
         all_of_them.close()
         assert answer.result(POOL_S) == 1
+
+
+def test_whoever_gets_no_connection_is_told_that_others_have_them_all(app: Flask) -> None:
+    with app.app_context(), ExitStack() as all_of_them:
+        for _ in range(ENGINE_OPTIONS["pool_size"] + ENGINE_OPTIONS["max_overflow"]):
+            all_of_them.enter_context(db.engine.connect())
+        with pytest.raises(AllInUse), transaction() as session:
+            session.execute(text("SELECT 1"))
 
 
 def test_a_connection_that_was_just_opened_is_given_as_it_is(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
