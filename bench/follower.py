@@ -1,6 +1,6 @@
 """One worker process of bench/propagation.py: notes when a cutoff has reached it, by each way.
 
-python -m bench.follower URL REDIS_SOCKET NOTES NUMBER OF_HOW_MANY TRIALS busy|idle
+python -m bench.follower URL REDIS_SOCKET NOTES NUMBER OF_HOW_MANY TRIALS SHARE_OF_TIME_THAT_IT_CHECKS
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from lastcall.tokens import KeyRing, generate_signing_key, issue
 WAYS = ("Lastcall", "applied", "Redis", "polling")
 """By Lastcall twice: since when no check accepts, and since when the cutoff is in memory."""
 POLL_S = 1.0
+CHECKS_FOR_S = 0.001
+"""At a time, about as long as a request takes (seconds)."""
 
 
 class Notes:
@@ -82,7 +84,7 @@ class NotingCutoffs(Cutoffs):
 def main() -> None:
     url, redis_socket, path = sys.argv[1:4]
     worker, workers, trials = (int(word) for word in sys.argv[4:7])
-    busy = sys.argv[7] == "busy"
+    share = float(sys.argv[7])
     notes = Notes(Path(path), workers, trials)
     cutoffs = NotingCutoffs(notes, worker)
     listener = CutoffListener(url, cutoffs, service="bench")
@@ -92,8 +94,8 @@ def main() -> None:
     threading.Thread(target=listen_to_redis, args=(messages, notes, worker), daemon=True).start()
     threading.Thread(target=poll, args=(url, notes, worker), daemon=True).start()
     over = threading.Event()
-    if busy:
-        threading.Thread(target=check_tokens, args=(cutoffs, over), daemon=True).start()
+    if share:
+        threading.Thread(target=check_tokens, args=(cutoffs, share, over), daemon=True).start()
     print("ready", flush=True)
     sys.stdin.read()
     over.set()
@@ -119,13 +121,17 @@ def poll(url: str, notes: Notes, worker: int) -> None:
             time.sleep(POLL_S)
 
 
-def check_tokens(cutoffs: Cutoffs, over: threading.Event) -> None:
-    """What a request's guard does, without a pause."""
+def check_tokens(cutoffs: Cutoffs, share: float, over: threading.Event) -> None:
+    """What a request's guard does, for a share of the time; 1: without a pause."""
     ring = KeyRing.parse(json.dumps(generate_signing_key("HS256")))
     guard = Guard(ring, cutoffs, issuer="lastcall", audience="lastcall")
     raw = issue(payload(), ring)
     while not over.is_set():
-        guard.check(raw)
+        until = time.monotonic() + CHECKS_FOR_S
+        while time.monotonic() < until:
+            guard.check(raw)
+        if share < 1:
+            time.sleep(CHECKS_FOR_S / share - CHECKS_FOR_S)
 
 
 if __name__ == "__main__":

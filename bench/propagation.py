@@ -4,9 +4,10 @@ processes at the same time. With Lastcall that is so once a worker has been told
 then on wait for what it finds (docs/listener.md); "applied": until that is in its memory. With the others it is so
 once the cutoff is in the worker's memory. "Alone": Lastcall without the PUBLISH; Redis after a COMMIT of the same
 size that no listener hears of; the kinds take turns within a case. The goals compare what the same COMMIT has begun,
-where each slows the other. A worker that is told before COMMIT has returned
-counts as 0. Loaded: each worker also runs a thread that does nothing but check tokens. The figures are of every
-worker and every cutoff; "slowest" is the median of the worker that has it last."""
+where each slows the other. A worker that is told before COMMIT has returned counts as 0. Loaded: each worker also runs
+a thread that does nothing but check tokens, which uses up all processors (one, for one worker). Half loaded: it does so
+half as much, a millisecond at a time. The figures are of every worker and every cutoff; "slowest" is the median of the
+worker that has it last."""
 
 from __future__ import annotations
 
@@ -35,16 +36,21 @@ from tools.postgres import EmbeddedPostgres
 WORKERS = (1, 2, 4, 8, 16)
 TRIALS = int(os.environ.get("BENCH_TRIALS", "300"))
 PATIENCE_S = 10.0
+EIGHT = ("8 idle", "8 half loaded", "8 loaded")
 SHORTEST_MS = 0.01
 """What a logarithmic plot draws of a worker that was told before COMMIT had returned."""
 KINDS = ("the same COMMIT", "Lastcall alone", "Redis alone")
+LOADS = {"idle": 0.0, "half loaded": 0.5, "loaded": 1.0}
+"""How much of the processors is used up."""
 Found = dict[str, dict[str, float]]
 
 
-def cases() -> Iterator[tuple[str, int, bool]]:
-    for busy in (False, True):
+def cases() -> Iterator[tuple[str, int, float]]:
+    """With the share of its time that each worker is busy."""
+    processors = len(os.sched_getaffinity(0))
+    for load, used in LOADS.items():
         for count in WORKERS:
-            yield f"{count} {'loaded' if busy else 'idle'}", count, busy
+            yield f"{count} {load}", count, used if used == 1 else used * min(1, processors / count)
 
 
 def measure(advance: Callable[[str], None]) -> dict[str, Found]:
@@ -54,26 +60,26 @@ def measure(advance: Callable[[str], None]) -> dict[str, Found]:
         folder = Path(name)
         postgres = stack.enter_context(EmbeddedPostgres(folder))
         redis = stack.enter_context(redis_server(folder))
-        for number, (case, count, busy) in enumerate(cases()):
+        for number, (case, count, share) in enumerate(cases()):
             url, elsewhere = (postgres.create_database(f"{kind}_{number}") for kind in ("bench", "elsewhere"))
             apply_schema(url)
             apply_schema(elsewhere)
             notes = Notes(folder / f"notes-{number}", count, TRIALS)
             given = [url, str(redis), str(folder / f"notes-{number}")]
-            with following(count, given, "busy" if busy else "idle"):
+            with following(count, given, share):
                 committed = revoke(url, elsewhere, redis, notes, lambda trial, case=case: advance(f"{case}: {trial}"))
             found[case] = figures(notes, committed)
     return found
 
 
 @contextmanager
-def following(count: int, given: list[str], load: str) -> Iterator[None]:
+def following(count: int, given: list[str], share: float) -> Iterator[None]:
     """`count` worker processes, once they all follow."""
     command = [sys.executable, "-m", "bench.follower", *given]
     pipe = subprocess.PIPE
     processes = [
         subprocess.Popen(
-            [*command, str(number), str(count), str(TRIALS), load], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+            [*command, str(number), str(count), str(TRIALS), str(share)], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
         )
         for number in range(count)
     ]
@@ -160,7 +166,7 @@ def table(found: dict[str, Found]) -> list[str]:
 def goals(found: dict[str, Found]) -> list[Goal]:
     goals = []
     for what, way in (("COMMIT until no check accepts", "Lastcall"), ("COMMIT to applied", "applied")):
-        eight = {case: _of_redis(found[case], way) for case in ("8 idle", "8 loaded")}
+        eight = {case: _of_redis(found[case], way) for case in EIGHT}
         goals.append(Goal(f"{what}, of Redis pub/sub", 1, eight))
         goals.append(Goal("the same, p99 beside a busy thread, ms", 2, {"1 loaded": found["1 loaded"][way]["p99"]}))
     return goals
@@ -169,7 +175,7 @@ def goals(found: dict[str, Found]) -> list[Goal]:
 def plots(found: dict[str, Found]) -> dict[str, str]:
     rows = [
         Bar(f"{way}, {case} workers", median, median, figure["p99"], ours=way in ("Lastcall", "applied"))
-        for case in ("8 idle", "8 loaded")
+        for case in EIGHT
         for way, figure in found[case].items()
         if way in WAYS
         for median in (max(figure["median"], SHORTEST_MS),)
