@@ -30,6 +30,7 @@ PARTS = {
     "sign_ins": "Guarded requests beside sign-ins",
     "propagation": "From COMMIT to every worker",
     "receipts": "From DELETE to receipt",
+    "regions": "From one region to the other",
     "listeners": "What a commit costs by the number of listeners",
     "sessions": "From a thousand sessions to a million",
     "ten_million": "From a thousand sessions to ten million",

@@ -2,80 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 
-import psycopg
 import pytest
 
 from app import create_app
-from lastcall import KeyRing
 from lastcall.listener import CANARY, CHANNEL
 from models.canary import EVERY_S
-from models.database import apply_schema, db
+from models.database import db
 from models.purge import purge
 from settings import from_environment
 from tests.conftest import FAST_ENVIRONMENT
 from tests.faults.bench import DEADLINE_S, ROUNDS, SLACK_S
 from tests.faults.history import ACCEPTED, REFUSED
-from tests.faults.proxy import Proxy
+from tests.faults.regions import WORKERS, Regions, command_of_the_page, two_regions, wait_until
 from tests.faults.report import REPORT
-from tests.gunicorn import ROOT, Gunicorn, Line
+from tests.gunicorn import ROOT, Line
 from tests.workers.people import force_logout, make_person, sign_in, statuses_on
-from tools.postgres import APP, EmbeddedPostgres
-
-SERVICE = "invoices"
-WORKERS = 2
-
-
-class Service(Gunicorn):
-    """Its database has been prepared already."""
-
-    def prepare(self) -> None:
-        pass
-
-
-@dataclass
-class Regions:
-    """Two servers: people sign in and are signed out at `home`, `away` only checks. `line` is what joins them."""
-
-    home: EmbeddedPostgres
-    away: EmbeddedPostgres
-    line: Proxy
-    server: Gunicorn
-    service: Gunicorn
-
-    def at_home(self) -> psycopg.Connection:
-        return psycopg.connect(self.home.url(), autocommit=True)
-
-    def far_away(self) -> psycopg.Connection:
-        return psycopg.connect(self.away.url(), autocommit=True)
-
-    def subscribe(self) -> None:
-        with self.far_away() as psql:
-            origin = f"host=127.0.0.1 port={self.line.port} dbname=lastcall user=region_b sslmode=disable"
-            command = re.sub("'host=[^']*'", f"'{origin}'", command_of_the_page("CREATE SUBSCRIPTION"))
-            psql.execute(command.encode())
-            wait_until(psql, "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel")
-
-
-def command_of_the_page(begin: str) -> str:
-    """The SQL command of docs/scaling.md that begins so."""
-    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
-    return page[page.index(begin) :].split(";", 1)[0]
-
-
-def wait_until(psql: psycopg.Connection, question: str, *parameters: object) -> float:
-    """Until the database says yes. Returns how long that took."""
-    since_s = time.monotonic()
-    while psql.execute(question.encode(), parameters).fetchone() != (True,):
-        assert time.monotonic() - since_s < DEADLINE_S, question
-        time.sleep(0.002)  # nothing tells from outside
-    return time.monotonic() - since_s
 
 
 def refused_everywhere_after_s(lines: list[Line], token: str, since_s: float) -> float:
@@ -86,35 +30,8 @@ def refused_everywhere_after_s(lines: list[Line], token: str, since_s: float) ->
 
 @pytest.fixture(scope="module")
 def regions(signing_key: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regions]:
-    folder = tmp_path_factory.mktemp("regions")
-    with ExitStack() as stack:
-        home = stack.enter_context(EmbeddedPostgres(folder / "home", fast=True, wal_level="logical"))
-        away = stack.enter_context(EmbeddedPostgres(folder / "away", fast=True, wal_retrieve_retry_interval="100ms"))
-        line = stack.enter_context(Proxy(home.url))
-        for server in (home, away):
-            apply_schema(server.url())
-        home.let_in(APP)
-        common = {**FAST_ENVIRONMENT, "LASTCALL_DATA_DIR": str(folder / "instance")}
-        with psycopg.connect(home.url(), autocommit=True) as psql:
-            for begin in ("CREATE ROLE region_b", "GRANT SELECT ON cutoffs", "CREATE PUBLICATION"):
-                psql.execute(command_of_the_page(begin).encode())
-        with psycopg.connect(away.url(), autocommit=True) as psql:
-            psql.execute(f"CREATE ROLE {SERVICE} LOGIN IN ROLE lastcall_service".encode())
-            # Whatever a region has said by itself before: rows that meet are merged.
-            psql.execute("INSERT INTO cutoffs (scope, subject, min_gen) VALUES ('user', %s, 1)", (CANARY,))
-        keys = {"LASTCALL_SIGNING_KEY": signing_key, "DATABASE_URL": home.url()}
-        server = Gunicorn(WORKERS, (), {**common, **keys}, folder / "home.log")
-        keys = {
-            "LASTCALL_SIGNING_KEY": json.dumps(KeyRing.parse(signing_key).jwks()),
-            "DATABASE_URL": away.url(user=SERVICE),
-        }
-        options = ("--config", "tests/faults/service_conf.py")
-        service = Service(WORKERS, options, {**common, **keys}, folder / "away.log")
-        regions = Regions(home, away, line, server, service)
-        stack.enter_context(server)
-        regions.subscribe()
-        stack.enter_context(service)
-        yield regions
+    with two_regions(tmp_path_factory.mktemp("regions"), signing_key, fast=True) as both:
+        yield both
 
 
 def test_a_token_that_is_revoked_in_one_region_is_refused_in_the_other(regions: Regions) -> None:
