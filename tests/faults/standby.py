@@ -18,6 +18,7 @@ class Standby:
 
     def __init__(self, primary: EmbeddedPostgres, folder: Path) -> None:
         self.primary = primary
+        self.name = folder.name
         self.server = EmbeddedPostgres(folder, fast=True, wal_retrieve_retry_interval="100ms")
         self.line = Proxy(primary.url)
         """The way from the primary to here."""
@@ -26,6 +27,7 @@ class Standby:
         self.line.__enter__()
         self.server.data_dir.parent.mkdir(mode=0o700)
         origin = f"host=127.0.0.1 port={self.line.port} user=lastcall sslmode=disable gssencmode=disable"
+        origin += f" application_name={self.name}"
         command = [*_as_ordinary_user(), str(_binary("pg_basebackup")), "--pgdata", str(self.server.data_dir)]
         command += ["--dbname", origin, "--checkpoint=fast", "--write-recovery-conf", "--no-sync"]
         subprocess.run(command, check=True, capture_output=True)
@@ -44,12 +46,24 @@ class Standby:
             self.line.refuse()
             _wait_until(standby, "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)")
 
-    def make_synchronous(self) -> None:
-        """From now on a commit on the primary waits until it is written here."""
+    def make_synchronous(self, names: str = "*", *, commit: str = "on") -> None:
+        """From now on a commit on the primary waits until it is written here, or, of several names, as they say."""
         with _psql(self.primary) as primary:
-            primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            for setting, value in (("synchronous_standby_names", names), ("synchronous_commit", commit)):
+                primary.execute(f"ALTER SYSTEM SET {setting} = '{value}'".encode())
             primary.execute("SELECT pg_reload_conf()")
-            _wait_until(primary, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')")
+            _wait_until(
+                primary,
+                "SELECT EXISTS (SELECT FROM pg_stat_replication"
+                " WHERE application_name = %s AND sync_state IN ('sync', 'quorum'))",
+                self.name,
+            )
+
+    def received(self) -> int:
+        """How much it has of what the primary has written (bytes)."""
+        with _psql(self.server) as standby:
+            row = standby.execute("SELECT pg_last_wal_receive_lsn() - '0/0'").fetchone()
+        return int(row[0]) if row else 0
 
     def promote(self) -> None:
         with _psql(self.server) as standby:

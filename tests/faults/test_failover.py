@@ -5,6 +5,7 @@ What an asynchronous one loses: test_the_database_has_gone_back_in_time in test_
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED, Token
 from tests.faults.proxy import Proxy
 from tests.faults.standby import Standby
 from tests.faults.test_database_faults import wait_until_reread
+from tests.gunicorn import ROOT
 from tools.postgres import EmbeddedPostgres
 
 AT_ONCE = 6
@@ -97,6 +99,51 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
         bench.rounds(46 if IN_FULL else 2)
         primary, here, there = standby.server, there, here
     bench.figures.recovery_s = slowest_s
+    bench.check()
+    assert "BACK" not in bench.host.log()
+    bench.host.server.stop()
+
+
+@pytest.mark.parametrize("commit", ["on", "remote_apply"])
+def test_of_two_synchronous_standbys_one_may_be_away(
+    start_bench: StartBench,
+    cluster: EmbeddedPostgres,
+    machines: list[Proxy],
+    stack: ExitStack,
+    tmp_path: Path,
+    commit: str,
+) -> None:
+    bench = start_bench(
+        f"one of two synchronous standbys is away, then the primary is killed; `synchronous_commit = {commit}`",
+        "signing out goes on meanwhile; nothing that returned is lost, nobody is signed out",
+        database=cluster,
+        workers=(2,),
+        where=on_both(machines),
+    )
+    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    names = re.search(r"^synchronous_standby_names = '(ANY 1 .*)'", page, re.MULTILINE)
+    assert names is not None
+    db2, db3 = (stack.enter_context(Standby(cluster, tmp_path / name)) for name in ("db2", "db3"))
+    for standby in (db2, db3):
+        standby.make_synchronous(names[1], commit=commit)
+    bench.wait_until_usual()
+    db3.hold_back()
+    bench.rounds(ROUNDS)
+    tokens = [bench.new_victim() for _ in range(2)]
+    for token in tokens:
+        bench.revoke_at_last(token.subject)
+    kill_database(cluster)
+    since_s = time.monotonic()
+    most = max(db2, db3, key=Standby.received)
+    assert most is db2, "the page says: promote the one that has received most"
+    machines[1].lead_to(most.server.url)
+    machines[1].heal()
+    most.promote()
+    bench.database = most.server
+    bench.figures.recovery_s = bench.wait_until_usual(since_s)
+    for token in tokens:
+        assert set(bench.load.ask_each(token)) == {REFUSED}
+    assert set(bench.load.ask_each(bench.bystander)) == {ACCEPTED}
     bench.check()
     assert "BACK" not in bench.host.log()
     bench.host.server.stop()
