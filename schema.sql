@@ -360,9 +360,10 @@ $$;
 -- The user's generation has risen to `generation`: cut off, end his sessions, write the history. Twenty rows are
 -- marked at once, the others soon: they have ended all the same (unmarked_ends). Its plans are kept, and some are made
 -- while a table is empty: for ten thousand users in one transaction it must not be read from one end to the other, and
--- a bitmap would be of all that a user ever had.
+-- a bitmap would be of all that a user ever had. Where no index will do, what is off counts as so dear, before
+-- PostgreSQL 18, that the query is compiled first (jit): 28 to 66 ms for each force logout, and 1.4 without.
 CREATE OR REPLACE FUNCTION cut_off_user(cut_user uuid, name text, generation bigint, new_cause text)
-RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     ended bigint := 0;
     moment timestamptz := clock_timestamp();
@@ -628,7 +629,8 @@ $$;
 
 -- At the commit: a transaction that took long may have let sign-ins under the older generation through meanwhile,
 -- whose tokens live longer than the cutoff that was stamped at its beginning.
-CREATE OR REPLACE FUNCTION cutoffs_at_commit() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE OR REPLACE FUNCTION cutoffs_at_commit() RETURNS trigger LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     last_token timestamptz;
 BEGIN

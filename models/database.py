@@ -74,7 +74,8 @@ ENGINE_OPTIONS: dict[str, Any] = {
 }
 # No statement, lock or forgotten transaction of the application may wait for ever; and a network that goes half-open
 # again and again must not use up max_connections. Whatever the server's or the role's defaults are: times are UTC, in
-# the form that psycopg reads, and a statement alone (which has no BEGIN) is isolated as a transaction is.
+# the form that psycopg reads, and a statement alone (which has no BEGIN) is isolated as a transaction is. Nothing is
+# compiled (PostgreSQL manual, "Just-in-Time Compilation"), which takes longer than any statement here.
 _SETTINGS = {
     "lock_timeout": "1500ms",
     "statement_timeout": "8s",
@@ -83,6 +84,7 @@ _SETTINGS = {
     "TimeZone": "UTC",
     "DateStyle": "ISO",
     "default_transaction_isolation": "read committed",
+    "jit": "off",
 }
 _SET = text("""
     SELECT set_config(name, setting, TRUE)

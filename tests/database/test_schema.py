@@ -7,10 +7,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import text
 
 from models import database
-from models.database import SCHEMA, apply_schema
+from models.database import SCHEMA, apply_schema, transaction
 from models.database_errors import Busy, schema_errors
 from tests.actors import Actor
 from tests.conftest import MakeUser
@@ -271,3 +273,12 @@ def test_the_history_is_append_only_for_the_servers_own_processes(psql: psycopg.
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         psql.execute(change.encode())
     assert one(psql, "SELECT count(*) FROM revocations") == 1
+
+
+def test_nothing_is_compiled_least_of_all_where_a_kind_of_plan_is_off(psql: psycopg.Connection, app: Flask) -> None:
+    off = "SELECT proname, 'jit=off' = ANY(proconfig) FROM pg_proc WHERE 'enable_seqscan=off' = ANY(proconfig)"
+    compiles_nothing = dict(psql.execute(off).fetchall())
+    assert compiles_nothing.keys() >= {"cut_off_user", "cutoffs_at_commit"}
+    assert all(compiles_nothing.values()), compiles_nothing
+    with app.app_context(), transaction() as session:
+        assert session.scalar(text("SHOW jit")) == "off"
