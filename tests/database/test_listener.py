@@ -244,7 +244,7 @@ def test_it_reads_what_is_new_by_an_index_though_its_plan_is_of_an_empty_table(
         adjust(connection, lease_s=2.0)
         prepare(connection, b"read_new", READ_NEW)
         position = str(one(psql, "SELECT pg_current_snapshot()::text"))
-        for rows in (0, 50_000):
+        for rows in (0, 10_000):
             psql.execute(
                 "INSERT INTO cutoffs (scope, subject, expires_at) SELECT 'session', number::text, now() + '1 h'"
                 " FROM generate_series(1, %s) AS number",
