@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ def fits(wanted: SessionFilter, meaning: Meaning | None = None) -> Fit:
     if wanted.session_id is not None:
         conditions.append(LoginSession.id == UUID(wanted.session_id))
     if wanted.user is not None:
-        conditions.append(_is_user(wanted.user, meaning.user))
+        conditions.append(_is_named(_or_by_id(wanted.user, meaning.user), escaped(wanted.user)))
     if wanted.q:
         conditions.append(_is_meant_by(wanted.q, meaning.searched))
         if meaning.searched.users is None or meaning.searched.clients is None:
@@ -115,16 +116,23 @@ def fits(wanted: SessionFilter, meaning: Meaning | None = None) -> Fit:
     return Fit(conditions, found_by)
 
 
+def users_of(wanted: SessionFilter, meaning: Meaning) -> frozenset[str] | None:
+    """The ids of the users whose sessions a filter finds, where it names one; None: anybody's."""
+    if wanted.user_id is not None:
+        return frozenset({str(UUID(wanted.user_id))})
+    if wanted.user is not None:
+        return frozenset({*_or_by_id(wanted.user, meaning.user).now, *meaning.user.before})
+    return None
+
+
 # As the index login_sessions_by_last_ip says it.
 _HAS_MOVED = LoginSession.last_ip.is_distinct_from(LoginSession.ip)
 
 
-def _is_user(name_or_id: str, users: Named) -> ColumnElement[bool]:
-    try:
-        users = replace(users, now=(*users.now, str(UUID(name_or_id))))
-    except ValueError:
-        pass
-    return _is_named(users, escaped(name_or_id))
+def _or_by_id(name_or_id: str, users: Named) -> Named:
+    with suppress(ValueError):
+        return replace(users, now=(*users.now, str(UUID(name_or_id))))
+    return users
 
 
 def _is_meant_by(searched: str, meant: Meant) -> ColumnElement[bool]:

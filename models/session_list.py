@@ -28,7 +28,7 @@ from lastcall.clock import boottime_ns
 from models.cursor import read_cursor, write_cursor
 from models.database import db, expected_rows, snapshot
 from models.login_session import FACTS, LoginSession, SessionFacts, facts_of, is_active
-from models.session_filter import Conditions, Fit, Meaning, SessionFilter, fits, meaning_of
+from models.session_filter import Conditions, Fit, Meaning, SessionFilter, fits, meaning_of, users_of
 from models.shelves import Shelves, places_of, read_shelves, sums_of
 
 COUNT_EXACTLY_TO = 10_000
@@ -127,7 +127,7 @@ class _Found:
 def _found(wanted: SessionFilter, meaning: Meaning, shelves: Shelves, exactly_to: int) -> _Found:
     """Built once for all who ask the same: SQLAlchemy takes about as long to build a query as PostgreSQL to answer.
     Nothing may be added to a query that is kept: another thread may be sending it."""
-    return _Found(wanted.state, shelves, fits(wanted, meaning), exactly_to)
+    return _Found(wanted.state, shelves.of(users_of(wanted, meaning)), fits(wanted, meaning), exactly_to)
 
 
 def list_sessions(

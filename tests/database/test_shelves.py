@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -218,6 +219,27 @@ def test_what_was_noted_is_forgotten_a_minute_later_and_not_before_all_is_marked
     server.housekeeper.tick()
     assert (one(psql, "SELECT count(*) FROM unmarked_ends"), marked(psql)) == (0, MANY + 1)
     assert seen(user_id)[0] == (0, MANY + 1, MANY + 1)
+
+
+def test_several_users_are_out_before_any_row_of_theirs_is_marked(psql: psycopg.Connection) -> None:
+    out, again, never = (add_user(psql, name) for name in ("out", "again", "never"))
+    for user_id in (out, again, never):
+        add_many(psql, user_id, 30)
+    for user_id in (out, again):
+        force_logout.revoke_user(UUID(user_id), ROOT)
+    add_session(psql, again, user_gen=1)
+    force_logout.revoke_user(UUID(again), ROOT)
+    add_session(psql, again, user_gen=2)
+    assert marked(psql) < 61
+    expected = {"active": {"again": 1, "never": 30}, "ended": {"out": 30, "again": 31}}
+    for state, of_each in expected.items():
+        page = list_sessions(SessionFilter(state=state), limit=200)
+        assert Counter(item.username for item in page.items) == of_each
+        assert page.total == sum(of_each.values())
+        for user_id, name in ((out, "out"), (again, "again"), (never, "never")):
+            for wanted in (SessionFilter(user_id=user_id), SessionFilter(user=name), SessionFilter(user=user_id)):
+                assert list_sessions(replace(wanted, state=state)).total == of_each.get(name, 0), wanted
+    assert {item.state for item in list_sessions(SessionFilter(state="active"), limit=200).items} == {"active"}
 
 
 def states(psql: psycopg.Connection) -> dict[str, str]:
