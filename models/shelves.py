@@ -20,12 +20,13 @@ ENDED = -1
 MOST_USERS = 1000
 """With more users whose ends are not marked (a log-out of all whom a filter found) the planner does what it can."""
 
-# No parameter is sent, so that where it stays prepared its plan does, too.
+# No parameter is sent, so that where it stays prepared its plan does, too. From the newest to the oldest: where the
+# cleaning has just taken the oldest rows of a shelf away, its index is full of what is no more.
 _READ = text("""
     WITH RECURSIVE shelves AS (
-        (SELECT shelf FROM login_sessions ORDER BY shelf LIMIT 1)
+        (SELECT shelf FROM login_sessions ORDER BY shelf DESC LIMIT 1)
         UNION ALL
-        SELECT (SELECT s.shelf FROM login_sessions AS s WHERE s.shelf > shelves.shelf ORDER BY s.shelf LIMIT 1)
+        SELECT (SELECT s.shelf FROM login_sessions AS s WHERE s.shelf < shelves.shelf ORDER BY s.shelf DESC LIMIT 1)
         FROM shelves WHERE shelf IS NOT NULL
     )
     SELECT

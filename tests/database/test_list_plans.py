@@ -239,17 +239,23 @@ def test_what_has_just_ended_and_is_not_marked_yet_costs_no_more(ending_psql: ps
         looks_at_few(ending_psql, replace(wanted, client=crowd.CLIENT), sort="username")
 
 
-def pages_read(sent: list[tuple[str, Any]]) -> int:
-    """Do the same once more, in one transaction. Returns how many pages it reads to find the rows that it writes."""
+def plans_of(sent: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """Do the same once more, in one transaction."""
     with transaction() as session:
         connection = session.connection()
-        plans = [
-            connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters).scalar_one()
-            for statement, parameters in sent
-        ]
-    writes = [node for plan in plans for node in nodes(plan[0]["Plan"]) if node["Node Type"] == "ModifyTable"]
+        explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
+        return [connection.exec_driver_sql(explain + what, given).scalar_one()[0]["Plan"] for what, given in sent]
+
+
+def pages_of(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def pages_read(sent: list[tuple[str, Any]]) -> int:
+    """Do the same once more. Returns how many pages it reads to find the rows that it writes."""
+    writes = [node for plan in plans_of(sent) for node in nodes(plan) if node["Node Type"] == "ModifyTable"]
     assert writes
-    return sum(part["Shared Hit Blocks"] + part["Shared Read Blocks"] for node in writes for part in node["Plans"])
+    return sum(pages_of(part) for node in writes for part in node["Plans"])
 
 
 @pytest.mark.parametrize("what", ["a user's ends", "everyone's ends", "the expired", "the purge"])
@@ -278,6 +284,18 @@ def test_each_batch_of_the_cleaning_begins_where_the_last_one_ended(
         assert clean() == at_once
     pages = [pages_read(sent) for _ in range(25)]
     assert max(pages) < pages[0] + at_once, pages
+
+
+def test_the_shelves_are_found_without_a_look_at_what_was_just_purged(ending_psql: psycopg.Connection) -> None:
+    with statements(db.engine) as sent, transaction():
+        shelves.read_shelves(for_a_list=True)
+    before = sum(map(pages_of, plans_of(sent)))
+    ending_psql.execute(
+        "DELETE FROM login_sessions WHERE id IN ("
+        " SELECT s.id FROM (SELECT DISTINCT shelf FROM login_sessions) AS places CROSS JOIN LATERAL ("
+        " SELECT id FROM login_sessions WHERE shelf = places.shelf ORDER BY expires_at LIMIT 3000) AS s)"
+    )
+    assert sum(map(pages_of, plans_of(sent))) < before + 100
 
 
 def test_a_force_logout_looks_at_no_session_that_has_ended(ending_psql: psycopg.Connection) -> None:
