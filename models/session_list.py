@@ -15,6 +15,7 @@ from sqlalchemy import (
     Row,
     Select,
     bindparam,
+    case,
     cast,
     func,
     literal,
@@ -116,11 +117,10 @@ class _Found:
 
     @cached_property
     def numbers(self) -> Select[int, int]:
-        """Counted to just beyond what is counted exactly; and how many of these are too many."""
-        return select(
-            _number(self._to_count, self.conditions, at_most=self.exactly_to + 1),
-            _number(self._strays, self.conditions),
-        )
+        """Counted to just beyond what is counted exactly; and how many of these are too many, unless it is beyond."""
+        number = _number(self._to_count, self.conditions, at_most=self.exactly_to + 1)
+        counted = select(number.label("number")).cte("counted").prefix_with("MATERIALIZED").c.number
+        return select(counted, case((counted <= self.exactly_to, _number(self._strays, self.conditions)), else_=0))
 
 
 @lru_cache(maxsize=_KEPT)

@@ -310,6 +310,22 @@ def test_a_force_logout_looks_at_no_session_that_has_ended(ending_psql: psycopg.
         assert session.scalars(looked_at).one() - before < 300
 
 
+def test_what_just_ended_is_not_counted_where_it_is_too_many(ending_psql: psycopg.Connection) -> None:
+    user_id = str(one(ending_psql, "SELECT user_id FROM login_sessions WHERE shelf >= 0 LIMIT 1"))
+    crowd.add_sessions(ending_psql, [user_id], 3 * EXACTLY_TO)
+    force_logout.revoke_user(UUID(user_id), Who("root"))
+    with statements(db.engine) as sent:
+        list_sessions(SessionFilter(user_id=user_id))
+    plans = plans_of([(what, given) for what, given in sent if "count(*)" in what])
+    rows = [
+        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+        for plan in plans
+        for node in nodes(plan)
+        if node.get("Relation Name") == "login_sessions"
+    ]
+    assert rows and sum(rows) <= EXACTLY_TO + 1, plans
+
+
 @pytest.mark.parametrize(
     "wanted",
     [{}, {"q": crowd.RARE_NAME}, {"q": crowd.COMMON_NAME}, {"role": crowd.RARE_ROLE}, {"role": crowd.COMMON_ROLE}],
