@@ -448,12 +448,15 @@ CREATE OR REPLACE FUNCTION force_logout(cut_user uuid, names text [], settings t
 RETURNS TABLE (
     subject_name text, sessions_ended bigint, cutoff_at timestamptz, transaction_id xid8
 ) LANGUAGE plpgsql AS $$
+DECLARE
+    written uuid; -- what is worked out within a query may be worked out for each row
 BEGIN
     PERFORM set_config(given.name, given.setting, TRUE) FROM unnest(names, settings) AS given (name, setting);
+    written := as_uuid(said('history_id'));
     UPDATE users SET gen = gen + 1 WHERE id = cut_user;
     RETURN QUERY
     SELECT r.subject_name, r.sessions_ended, r.cutoff_at, pg_current_xact_id() FROM revocations AS r
-    WHERE r.id = as_uuid(said('history_id'));
+    WHERE r.id = written;
 END
 $$;
 

@@ -65,11 +65,11 @@ ORDER BY s.began
 _MORE = """
 INSERT INTO login_sessions (
     user_id, username, roles, client_id, ip, last_ip, user_agent, created_at, last_seen_at, token_expires_at,
-    expires_at, user_gen, everyone_gen, family_hash, refresh_hash
+    expires_at, lapsed, user_gen, everyone_gen, family_hash, refresh_hash
 )
 SELECT
     u.id, u.username, '{viewer}', 'cli', '192.0.2.7', '192.0.2.7', 'curl/8.11.0', n.began, n.began,
-    n.began + interval '5 min', n.began + interval '14 days', u.gen, e.gen,
+    n.began + interval '5 min', n.began + interval '14 days', n.began + interval '14 days' < now(), u.gen, e.gen,
     sha256(convert_to(gen_random_uuid()::text, 'UTF8')), '\\x00'
 FROM users AS u CROSS JOIN everyone AS e CROSS JOIN LATERAL (
     SELECT now() - %(begun_days)s * interval '1 day' - interval '13 days' * random() AS began

@@ -109,6 +109,9 @@ class Site:
         yield from self._one_user()
         self._end_by_filter()
         yield "what a filter finds"
+        while self._psql.execute("SELECT FROM unmarked_ends LIMIT 1").fetchone() is not None:
+            time.sleep(0.5)
+        yield "until all that has ended is marked"
         self._all_of_it_while_it_purges(names)
         yield "while it purges"
 
@@ -197,8 +200,6 @@ class Site:
 
     def _all_of_it_while_it_purges(self, names: list[str]) -> None:
         """While the housekeeping deletes sessions that have been over for long, a thousand a second or more."""
-        while self._psql.execute("SELECT FROM unmarked_ends LIMIT 1").fetchone():  # what came before is over
-            time.sleep(0.5)
         user_ids = self._make_crowds("last crowd", FEW)
         crowd.add_sessions(self._psql, [self._make_user("long ago")], LONG_OVER, begun_days=45)
         for _ in range(ROUNDS * self._each):
