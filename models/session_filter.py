@@ -71,7 +71,7 @@ class Meaning:
 def meaning_of(wanted: SessionFilter, *, for_a_list: bool = False) -> Meaning:
     """Within a transaction under way."""
     return Meaning(
-        named(wanted.user) if wanted.user is not None else NOBODY,
+        _or_by_id(wanted.user, named(wanted.user)) if wanted.user is not None else NOBODY,
         meant_by(wanted.q, for_a_list=for_a_list) if wanted.q else NOTHING,
     )
 
@@ -94,7 +94,7 @@ def fits(wanted: SessionFilter, meaning: Meaning | None = None) -> Fit:
     if wanted.session_id is not None:
         conditions.append(LoginSession.id == UUID(wanted.session_id))
     if wanted.user is not None:
-        conditions.append(_is_named(_or_by_id(wanted.user, meaning.user), escaped(wanted.user)))
+        conditions.append(_is_named(meaning.user, escaped(wanted.user)))
     if wanted.q:
         conditions.append(_is_meant_by(wanted.q, meaning.searched))
         if meaning.searched.users is None or meaning.searched.clients is None:
@@ -121,7 +121,7 @@ def users_of(wanted: SessionFilter, meaning: Meaning) -> frozenset[str] | None:
     if wanted.user_id is not None:
         return frozenset({str(UUID(wanted.user_id))})
     if wanted.user is not None:
-        return frozenset({*_or_by_id(wanted.user, meaning.user).now, *meaning.user.before})
+        return frozenset({*meaning.user.now, *meaning.user.before})
     return None
 
 

@@ -127,7 +127,13 @@ class _Found:
 def _found(wanted: SessionFilter, meaning: Meaning, shelves: Shelves, exactly_to: int) -> _Found:
     """Built once for all who ask the same: SQLAlchemy takes about as long to build a query as PostgreSQL to answer.
     Nothing may be added to a query that is kept: another thread may be sending it."""
-    return _Found(wanted.state, shelves.of(users_of(wanted, meaning)), fits(wanted, meaning), exactly_to)
+    return _Found(wanted.state, shelves, fits(wanted, meaning), exactly_to)
+
+
+def _look_up(wanted: SessionFilter, *, for_a_list: bool = False) -> _Found:
+    """Within a transaction under way. Who else was just signed out is no part of a user's list."""
+    shelves, meaning = read_shelves(for_a_list=for_a_list), meaning_of(wanted, for_a_list=for_a_list)
+    return _found(wanted, meaning, shelves.of(users_of(wanted, meaning)), COUNT_EXACTLY_TO)
 
 
 def list_sessions(
@@ -151,8 +157,7 @@ def _find(
     wanted: SessionFilter, order: _Order, position: dict[str, str], at_most: int
 ) -> tuple[Sequence[Row[Any]], int, bool]:
     """The rows of a page; how many match, and whether that is exact."""
-    shelves = read_shelves(for_a_list=True)
-    found = _found(wanted, meaning_of(wanted, for_a_list=True), shelves, COUNT_EXACTLY_TO)
+    found = _look_up(wanted, for_a_list=True)
     if not found.conditions or (found.by == "in order" and order.column == "created_at"):
         return db.session.execute(_walk(found, order, at_most), position).all(), *_count(found)
     expected = found.expected.read()
@@ -213,7 +218,7 @@ def count_active(user_id: UUID) -> int:
 def count_matching(wanted: SessionFilter) -> tuple[int, bool]:
     """How many match: exactly up to `COUNT_EXACTLY_TO`, beyond it the planner's estimate. Within a transaction under
     way."""
-    return _count(_found(wanted, meaning_of(wanted), read_shelves(), COUNT_EXACTLY_TO), afresh=True)
+    return _count(_look_up(wanted), afresh=True)
 
 
 def _count(found: _Found, *, afresh: bool = False) -> tuple[int, bool]:
