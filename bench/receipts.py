@@ -57,7 +57,12 @@ def _all_of(count: int) -> dict[str, object]:
 
 
 def table(found: dict[str, list[float]]) -> list[str]:
-    lines = ["| workers | ms, median | p99 | most |", "| --- | --- | --- | --- |"]
+    return spread_of("workers", found)
+
+
+def spread_of(of: str, found: dict[str, list[float]]) -> list[str]:
+    """A table of milliseconds, by what they are `of`."""
+    lines = [f"| {of} | ms, median | p99 | most |", "| --- | --- | --- | --- |"]
     for case, values in found.items():
         p99 = statistics.quantiles(values, n=100)[98]
         lines.append(f"| {case} | {statistics.median(values):.1f} | {p99:.1f} | {max(values):.1f} |")

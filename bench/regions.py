@@ -5,7 +5,6 @@ service there, which are asked without a pause. "After the receipt" is 0 where i
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -14,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.plot import Bar, bars
+from bench.receipts import LOGOUTS, spread_of
 from lastcall.tokens import generate_signing_key
 from tests.faults.regions import two_regions
 from tests.gunicorn import Line
 from tests.workers.people import force_logout, make_person, sign_in, status_of
 
-LOGOUTS = int(os.environ.get("BENCH_LOGOUTS", "100"))
 RECEIPT, REFUSED, AFTER = "the receipt at home", "refused there", "refused there, after the receipt"
 
 
@@ -60,11 +59,7 @@ def refused_ms(line: Line, token: str) -> float:
 
 
 def table(found: dict[str, list[float]]) -> list[str]:
-    lines = ["| from the DELETE | ms, median | p99 | most |", "| --- | --- | --- | --- |"]
-    for what, values in found.items():
-        p99 = statistics.quantiles(values, n=100)[98]
-        lines.append(f"| {what} | {statistics.median(values):.1f} | {p99:.1f} | {max(values):.1f} |")
-    return lines
+    return spread_of("from the DELETE", found)
 
 
 def plots(found: dict[str, list[float]]) -> dict[str, str]:
