@@ -24,7 +24,7 @@ from tests.gunicorn import Answer, Gunicorn, Line
 from tools.postgres import EmbeddedPostgres
 
 WORKERS, ROUNDS = 4, 4
-LOG_OUTS, FORCE_LOGOUTS, FEW, OF_ONE_USER = 5, 10, 6, 10_000
+LOG_OUTS, FORCE_LOGOUTS, FEW, OF_ONE_USER = 5, 20, 6, 10_000
 FAR_IN, PAGE, LONGEST_PAGE = 1000, 50, 200
 FOR_S, AT_ONCE, LONG_OVER, PATIENCE = 4.0, 8, 120_000, 10
 LIST = "/api/v1/admin/sessions"
