@@ -17,7 +17,7 @@ from typing import LiteralString, TypeVar
 import psycopg
 
 from lastcall.claims import Claims
-from lastcall.clock import boottime_ns
+from lastcall.clock import boottime_ns, result_in_time
 from lastcall.cutoffs import Cutoffs, Scope
 from lastcall.errors import CutoffsStale, Expired
 from lastcall.hosts import connect_to_primary
@@ -121,6 +121,7 @@ class Asker:
         turn_s = PATIENCE_S / 2 if self._failed_ns <= self.answered_ns else 0
         if threads is None or not slots.acquire(timeout=turn_s):
             raise CutoffsStale
+        waited_s = min(turn_s, (boottime_ns() - came_ns) / 1e9)
         question = _Question()
         try:
             answer: Future[T] = threads.submit(self._ask, ask, question)
@@ -129,7 +130,7 @@ class Asker:
             raise CutoffsStale from None
         answer.add_done_callback(lambda _: slots.release())
         try:
-            found = answer.result(PATIENCE_S - (boottime_ns() - came_ns) / 1e9)
+            found = result_in_time(answer, PATIENCE_S - waited_s)
             self.answered_ns = boottime_ns()
             return found
         except TimeoutError:

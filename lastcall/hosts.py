@@ -7,7 +7,6 @@ attempt that a broken network has swallowed costs one, although the network may 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -15,6 +14,8 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from lastcall.clock import result_in_time
 
 C = TypeVar("C", bound=psycopg.Connection[Any])
 AGAIN_S = 0.8
@@ -61,15 +62,15 @@ def connect_to_primary(connect: Callable[..., C], conninfo: str, *, within_s: fl
         except InvalidStateError:
             connection.close()
 
-    give_up_s = time.monotonic() + within_s
+    left_s = within_s
     while True:
         for host in hosts:
             threading.Thread(target=try_one, args=(host,), name="lastcall-connect", daemon=True).start()
-        left_s = give_up_s - time.monotonic()
         try:
-            return first.result(min(AGAIN_S, left_s))
+            return result_in_time(first, min(AGAIN_S, left_s))
         except TimeoutError:
-            if left_s > AGAIN_S:
+            left_s -= AGAIN_S
+            if left_s > 0:
                 continue
             if first.cancel():
                 raise psycopg.OperationalError(f"no connection within {within_s} s") from None

@@ -20,7 +20,7 @@ from psycopg.errors import Diagnostic
 from psycopg.pq import TransactionStatus
 
 from lastcall.ask import hang_up
-from lastcall.clock import boottime_ns
+from lastcall.clock import STOOD_STILL_S, boottime_ns
 from lastcall.errors import DatabaseAway
 from lastcall.hosts import connect_to_primary
 from models.witness import Wait, Witness
@@ -35,8 +35,6 @@ COMMIT_S = 1.5
 standby is away, while whoever only reads is answered (seconds)."""
 TRY_EVERY_S = 0.25
 _LOOK_EVERY_S = 0.05
-_STOOD_STILL_S = 0.25
-"""A look that comes so long after the last one (seconds): the process stood still, or the whole machine did."""
 _ASK_EVERY_S = 0.1
 _NOT_TRIED = "commits are not answered at the moment, so this one was not tried"
 
@@ -211,7 +209,7 @@ class Patience:
         looked_ns = boottime_ns()
         while not stopping.wait(_LOOK_EVERY_S):
             now_ns = boottime_ns()
-            if now_ns - looked_ns > _STOOD_STILL_S * 1e9:
+            if now_ns - looked_ns > STOOD_STILL_S * 1e9:
                 # The clocks went on while nothing here moved, and this thread may be the first to wake: the time of
                 # whoever waits begins anew.
                 self._woke_ns = now_ns

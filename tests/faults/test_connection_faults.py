@@ -31,6 +31,7 @@ from tests.faults.bench import (
 )
 from tests.faults.conftest import StartBench
 from tests.faults.history import ACCEPTED, NOT_NOW, REFUSED, Token
+from tests.gunicorn import Answer
 from tools.postgres import EmbeddedPostgres
 
 LONGEST_S = 1.0
@@ -246,6 +247,21 @@ def silent(bench: Bench) -> Iterator[None]:
         bench.host.proxy.heal()
 
 
+class Status(int):
+    """One that a failed test shows with what came with it."""
+
+    text = ""
+
+    def __repr__(self) -> str:
+        return f"{int(self)} {self.text}"
+
+
+def status_of(answer: Answer) -> Status:
+    status = Status(answer.status)
+    status.text = "" if answer.status == ACCEPTED else answer.text
+    return status
+
+
 def requests_of_every_kind(bench: Bench, live: Token, dead: Token, leaving: Token) -> dict[str, Callable[[], int]]:
     """What people may ask for while the database is away, by name; each gives the status, 0 for no answer."""
     host, admin = bench.host, bench.admin_token
@@ -253,7 +269,7 @@ def requests_of_every_kind(bench: Bench, live: Token, dead: Token, leaving: Toke
     def send(method: str, path: str, **more: object) -> Callable[[], int]:
         def act() -> int:
             try:
-                return ask(host, method, path, **more).status
+                return status_of(ask(host, method, path, **more))
             except (OSError, http.client.HTTPException):
                 return 0
 
