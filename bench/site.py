@@ -24,7 +24,7 @@ from tests.gunicorn import Answer, Gunicorn, Line
 from tools.postgres import EmbeddedPostgres
 
 WORKERS, ROUNDS = 4, 4
-LOG_OUTS, FORCE_LOGOUTS, FEW, OF_ONE_USER = 5, 20, 6, 10_000
+FORCE_LOGOUTS, FEW, OF_ONE_USER = 20, 6, 10_000
 FAR_IN, PAGE, LONGEST_PAGE = 1000, 50, 200
 FOR_S, AT_ONCE, LONG_OVER, PATIENCE = 4.0, 8, 120_000, 10
 LIST = "/api/v1/admin/sessions"
@@ -65,9 +65,9 @@ class Site:
         log = self._folder / f"gunicorn-{self._name}.log"
         return Gunicorn(WORKERS, ("--config", "bench/timed_conf.py"), environment, log)
 
-    def log_outs(self) -> Iterator[str]:
+    def log_outs(self, times: int) -> Iterator[str]:
         """Log out everyone, each time in a copy of the database, whose workers have just started."""
-        for number in range(LOG_OUTS):
+        for number in range(times):
             url = self._postgres.create_database("copy", self._name)
             with self._gunicorn(url) as gunicorn:
                 self._line, self._token = gunicorn.lines()[0], gunicorn.sign_in("admin", PASSWORD)["access_token"]
@@ -75,13 +75,13 @@ class Site:
                 ended = self._in_force("log-out of everyone", "DELETE", LIST)["sessions_ended"]
                 if not 0.9 * self._size < ended < 1.1 * self._size + 2:
                     raise SystemExit(f"bench: {ended} have ended, not {self._size}")
-                if number + 1 == LOG_OUTS:
+                if number + 1 == times:
                     self._token = gunicorn.sign_in("admin", PASSWORD)["access_token"]
                     for state in ("active", "ended"):
                         for _ in range(ROUNDS * self._each):
                             self._ask(f"right after it: state={state}", "GET", f"{LIST}?state={state}")
             self._postgres.drop_database("copy")
-            yield f"log-out of everyone, {number + 1} of {LOG_OUTS}"
+            yield f"log-out of everyone, {number + 1} of {times}"
 
     def start(self) -> None:
         self.gunicorn = self._stack.enter_context(self._gunicorn(self._url))
