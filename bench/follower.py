@@ -17,7 +17,7 @@ import psycopg
 
 from bench import pubsub
 from bench.in_process import payload
-from lastcall.cutoffs import Cutoff, Cutoffs
+from lastcall.cutoffs import Cutoff, Cutoffs, Row
 from lastcall.guard import LOOK_S, Guard
 from lastcall.listener import CutoffListener
 from lastcall.tokens import KeyRing, generate_signing_key, issue
@@ -70,12 +70,12 @@ class NotingCutoffs(Cutoffs):
         self._look = look
         self._looking_since_ns = time.monotonic_ns()
 
-    def advance(self, cutoff: Cutoff) -> bool:
-        risen = super().advance(cutoff)
-        if risen and cutoff.subject.isdigit():
+    def advance(self, cutoff: Cutoff | Row) -> bool:
+        risen, subject = super().advance(cutoff), cutoff[1]
+        if risen and subject.isdigit():
             since_ns, now_ns = self._looking_since_ns, time.monotonic_ns()
             waited = self._look is not None and now_ns - since_ns < LOOK_S * 1e9
-            trial = int(cutoff.subject)
+            trial = int(subject)
             self._notes.note("Lastcall", self._worker, trial, since_ns if waited else now_ns)
             self._notes.note("applied", self._worker, trial, now_ns)
         return risen

@@ -21,7 +21,7 @@ from lastcall.clock import boottime_ns, result_in_time
 from lastcall.cutoffs import Cutoffs, Scope
 from lastcall.errors import CutoffsStale, Expired
 from lastcall.hosts import connect_to_primary
-from lastcall.rows import columns, cutoff_from_row
+from lastcall.rows import columns
 
 T = TypeVar("T")
 
@@ -210,7 +210,7 @@ def _who_refuses(connection: psycopg.Connection, claims: Claims) -> tuple[Scope 
     found, rows = Cutoffs(), connection.execute(_CUTOFFS, parameters).fetchall()
     for _, *row in rows:
         if row[0] is not None:
-            found.advance(cutoff_from_row(tuple(row)))
+            found.advance(tuple(row))
     scope = found.refuses(claims)
     if scope is None and claims.user_gen is None:
         remembered = connection.execute(_HISTORY, parameters).fetchone()

@@ -36,7 +36,6 @@ from lastcall.connection import (
 )
 from lastcall.cutoffs import LEASE_S, Cutoffs
 from lastcall.prepared import ask, prepare, was_notified
-from lastcall.rows import cutoff_from_row
 from lastcall.turns import Turns, quick_turns
 
 log = logging.getLogger("lastcall")
@@ -336,18 +335,19 @@ class CutoffListener:
             self._load(connection)
 
     def _load(self, connection: psycopg.Connection) -> None:
-        """Read everything, in pieces: a million cutoffs are no silence, and use up no lease. The round that follows
-        reads what has come since, and only that round lets the lease count."""
+        """Read everything: a million cutoffs are no silence, use up no lease, and are never all in memory as rows. The
+        round that follows reads what has come since, and only that round lets the lease count."""
         with of_many_rows(connection):
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             connection.execute("SET LOCAL statement_timeout = 0")
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
-            with connection.cursor(name="lastcall_cutoffs") as cursor:
-                cursor.execute(statements.READ_ALL)
-                while rows := cursor.fetchmany(2 * _PIECE):
-                    for cutoff in rows:
-                        self._apply(cutoff)
-                    self._busy_since_ns = boottime_ns()
+            # As they come, while the server reads on; libpq 16 and earlier hands them out one by one.
+            piece = _PIECE if psycopg.capabilities.has_stream_chunked() else 1
+            with connection.cursor() as cursor:
+                for number, cutoff in enumerate(cursor.stream(statements.READ_ALL, size=piece)):
+                    if number % _PIECE == 0:
+                        self._busy_since_ns = boottime_ns()
+                    self._apply(cutoff)
         self._position = row[0] if row else None
 
     def _read(self, connection: psycopg.Connection) -> str:
@@ -390,15 +390,16 @@ class CutoffListener:
             self._busy_since_ns = boottime_ns()
         self._load(connection)
 
-    def _apply(self, row: tuple[Any, ...]) -> None:
-        cutoff = cutoff_from_row(row)
+    def _apply(self, cutoff: tuple[Any, ...]) -> None:
+        """A row of `rows.columns`."""
         risen = self.cutoffs.advance(cutoff)
-        if cutoff.subject != CANARY:
+        _, subject, min_gen, *_ = cutoff
+        if subject != CANARY:
             self._risen |= risen
             return
-        invented = Claims(CANARY, CANARY, cutoff.min_gen - 1, self.cutoffs.everyone_gen, 0, 1)
+        invented = Claims(CANARY, CANARY, min_gen - 1, self.cutoffs.everyone_gen, 0, 1)
         if self.cutoffs.refuses(invented) == "user":
-            self._canary = cutoff.min_gen
+            self._canary = min_gen
 
     def _end_what_is_in_doubt(self, connection: psycopg.Connection) -> None:
         """The database has lost commits. Trust nothing, read everything anew and lower none of it; give back the

@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from lastcall.claims import Claims
 from lastcall.connection import adjust, of_many_rows
-from lastcall.cutoffs import Cutoff, Cutoffs
+from lastcall.cutoffs import Cutoff, Cutoffs, Row
 from lastcall.errors import Revoked
 from lastcall.guard import Guard
 from lastcall.listener import CANARY, CutoffListener
@@ -213,8 +213,8 @@ def test_what_was_read_is_not_read_again_while_an_old_transaction_stays_open(
     advanced: list[str] = []
     advance = cutoffs.advance
 
-    def note(cutoff: Cutoff) -> bool:
-        advanced.append(cutoff.subject)
+    def note(cutoff: Row) -> bool:
+        advanced.append(cutoff[1])
         return advance(cutoff)
 
     monkeypatch.setattr(cutoffs, "advance", note)

@@ -72,7 +72,6 @@ class PlayedDatabase:
         self.lease_at: dict[str, int] = {}
         self.prepared = {listener_module._READ_NEW: READ_NEW, listener_module._CONFIRM: CONFIRM}
         self.pgconn = SimpleNamespace(notifies=lambda: None)
-        self.fetched = False
         self.info = SimpleNamespace(transaction_status=TransactionStatus.IDLE)
 
     def execute(self, query: str, parameters: Any = ()) -> Answer:
@@ -113,13 +112,12 @@ class PlayedDatabase:
         assert self.prepared[name] == query
 
     @contextmanager
-    def cursor(self, *, name: str) -> Iterator[PlayedDatabase]:
-        assert name, "without a name all rows would come at once"
+    def cursor(self) -> Iterator[PlayedDatabase]:
         yield self
 
-    def fetchmany(self, most: int) -> list[tuple[Any, ...]]:
-        rows, self.fetched = ([], False) if self.fetched else (self.rows, True)
-        return rows
+    def stream(self, query: str, *, size: int) -> Iterator[tuple[Any, ...]]:
+        self.execute(query)
+        yield from self.rows
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
