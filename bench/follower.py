@@ -17,7 +17,7 @@ import psycopg
 
 from bench import pubsub
 from bench.in_process import payload
-from lastcall.cutoffs import Cutoff, Cutoffs, Row
+from lastcall.cutoffs import Cutoffs, Row
 from lastcall.guard import LOOK_S, Guard
 from lastcall.listener import CutoffListener
 from lastcall.tokens import KeyRing, generate_signing_key, issue
@@ -70,7 +70,7 @@ class NotingCutoffs(Cutoffs):
         self._look = look
         self._looking_since_ns = time.monotonic_ns()
 
-    def advance(self, cutoff: Cutoff | Row) -> bool:
+    def advance(self, cutoff: Row) -> bool:
         risen, subject = super().advance(cutoff), cutoff[1]
         if risen and subject.isdigit():
             since_ns, now_ns = self._looking_since_ns, time.monotonic_ns()

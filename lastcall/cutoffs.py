@@ -29,7 +29,7 @@ _BUCKET_S = 16
 
 
 Row = tuple[Scope, str, int, int, int]
-"""What a `Cutoff` is made of, as the database gives it: a million of them more would take half a second at a start."""
+"""A `Cutoff` without names for its parts, as the database gives it: to name those of a million takes half a second."""
 
 
 class Cutoff(NamedTuple):
@@ -90,7 +90,7 @@ class Cutoffs:
             return "live"
         return "stale" if self.loaded else "starting"
 
-    def advance(self, cutoff: Cutoff | Row) -> bool:
+    def advance(self, cutoff: Row) -> bool:
         """Take one cutoff in: each of its parts by the maximum of the old and the new. Returns whether any rose."""
         scope, subject, gen, at_us, expires_at_us = cutoff
         if scope == "everyone":

@@ -15,5 +15,5 @@ def microseconds(column: LiteralString) -> LiteralString:
 
 
 def columns(expires_at: LiteralString = "c.expires_at") -> LiteralString:
-    """What is in a `lastcall.cutoffs.Cutoff`, of the table `cutoffs AS c`."""
+    """A `lastcall.cutoffs.Row`, of the table `cutoffs AS c`."""
     return f"c.scope::text, c.subject, c.min_gen, {microseconds('c.cutoff_at')}, {microseconds(expires_at)}"

@@ -116,8 +116,7 @@ class PlayedDatabase:
         yield self
 
     def stream(self, query: str, *, size: int) -> Iterator[tuple[Any, ...]]:
-        self.execute(query)
-        yield from self.rows
+        yield from self.execute(query)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future, TimeoutError
-from pathlib import Path
 
 import pytest
 
 from lastcall.clock import STOOD_STILL_S, result_in_time
+from tests.gunicorn import ROOT
 
 BEGIN = """
 import os, signal, sys, time
@@ -35,7 +35,7 @@ CONNECTS = 'found = hosts.connect_to_primary(stand_still, "postgresql://nowhere"
 @pytest.mark.parametrize("waits", [ASKS, CONNECTS], ids=["asks", "connects"])
 def test_whoever_waited_while_all_stood_still_has_his_answer(waits: str) -> None:
     program = [sys.executable, "-c", BEGIN + waits + '\nsys.exit(found != "there")']
-    with subprocess.Popen(program, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), "it has ended"
         time.sleep(0.25 + 2 * STOOD_STILL_S)
