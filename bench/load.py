@@ -101,6 +101,8 @@ async def ask_on(
     due = time.perf_counter() + random.uniform(0, 1 / rate if rate else 0)
     while not over.is_set():
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        if over.is_set():
+            break
         # From when it was due: that an answer before it was late is not left out.
         began = due if rate else time.perf_counter()
         try:

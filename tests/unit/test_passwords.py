@@ -113,15 +113,42 @@ def priority_of_this_thread() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process has one priority")
 def test_argon2_steps_back_behind_all_other_threads() -> None:
-    before = priority_of_this_thread()
-    assert passwords._worker.thread.submit(priority_of_this_thread).result() == min(19, before + 10)
-    assert priority_of_this_thread() == before
+    before, policy = priority_of_this_thread(), os.sched_getscheduler(0)
+    assert passwords._worker.aside.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
+    assert passwords._worker.late.submit(os.sched_getscheduler, 0).result() == policy
+    assert passwords._worker.late.submit(priority_of_this_thread).result() == min(19, before + 10)
+    assert (priority_of_this_thread(), os.sched_getscheduler(0)) == (before, policy)
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["has begun", "has not begun"])
+def test_a_password_that_gets_no_processor_aside_is_checked_by_the_other_thread(
+    cheap: None, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Where others use up all processors, the kernel gives a thread of SCHED_IDLE next to nothing."""
+    kept, over, verify = passwords.hash_password("correct horse"), threading.Event(), passwords._verify
+    checked_by: list[str] = []
+
+    def verify_unless_aside(*given: str) -> bool:
+        checked_by.append(threading.current_thread().name.rpartition("_")[0])
+        if checked_by[-1] == "lastcall-argon2":
+            over.wait(30)
+        return verify(*given)
+
+    monkeypatch.setattr(passwords, "_verify", verify_unless_aside)
+    if not begun:
+        passwords._worker.aside.submit(over.wait, 30)
+    try:
+        assert passwords.verify_password(kept, "correct horse")
+        assert checked_by == ["lastcall-argon2"] * begun + ["lastcall-argon2-late"]
+    finally:
+        over.set()
 
 
 def test_those_who_would_wait_for_long_are_told_so(cheap: None) -> None:
     """Each who waits holds a thread that a guarded request may need."""
     kept, over = passwords.hash_password("correct horse"), threading.Event()
-    passwords._worker.thread.submit(over.wait, 30)
+    passwords._worker.aside.submit(over.wait, 30)
+    passwords._worker.late.submit(over.wait, 30)
     with ThreadPoolExecutor(passwords.WAITING + 1) as people:
         answers = [people.submit(passwords.verify_password, kept, "correct horse") for _ in range(passwords.WAITING)]
         while passwords._worker.places._value:  # until the last of them waits
@@ -141,7 +168,7 @@ def test_a_fork_gets_a_thread_of_its_own(cheap: None) -> None:
         assert passwords._worker is not before
         assert passwords.verify_password(kept, "correct horse")
     finally:
-        passwords._worker.thread.shutdown()
+        passwords._worker.aside.shutdown()
         passwords._worker = before
 
 
